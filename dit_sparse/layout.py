@@ -1,7 +1,8 @@
-"""The data that every room shares: token layouts, sites, block maps, plans and records. Frozen; shapes written once.
+"""The data that every room shares: token layouts, sites, block maps, plans and records. Frozen; shapes
+written once.
 
-Logical tensor shape everywhere: query, key and value are ``[B, N, H, D]`` (batch, tokens, heads, head size). N counts
-video and text tokens.
+Logical tensor shape everywhere: query, key and value are ``[B, N, H, D]`` (batch, tokens, heads, head size).
+N counts video and text tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Where the tokens of one attention call sit: a row-major (T, H, W) video grid and an optional run of text.
+    """Where the tokens of one attention call sit: a row-major (T, H, W) video grid and an optional run of
+    text.
 
     Args:
         frames, height, width: token grid after patchify, each >= 1 (latent frames, not pixel frames).
@@ -102,8 +104,8 @@ class Site:
 class BlockMap:
     """Which (query block, key block) pairs are computed exactly.
 
-    Row ``[b, h, i]`` keeps the key blocks ``indices[b, h, i, : counts[b, h, i]]``, ascending; what lies behind the
-    count is unspecified but in range. The last block of either axis may be ragged.
+    Row ``[b, h, i]`` keeps the key blocks ``indices[b, h, i, : counts[b, h, i]]``, ascending; what lies
+    behind the count is unspecified but in range. The last block of either axis may be ragged.
 
     Args:
         indices: int32 ``[B, H, nQ, width]`` with 1 <= width <= nK.
@@ -125,7 +127,9 @@ class BlockMap:
         return (b, h, n_q, ceil_div(self.num_keys, self.block_size[1]))
 
     @classmethod
-    def from_mask(cls, mask: Tensor, num_queries: int, num_keys: int, block_size: tuple[int, int]) -> BlockMap:
+    def from_mask(
+        cls, mask: Tensor, num_queries: int, num_keys: int, block_size: tuple[int, int]
+    ) -> BlockMap:
         """Build from a bool mask ``[B, H, nQ, nK]`` without host synchronisation (width = nK).
 
         Raises:
@@ -142,7 +146,13 @@ class BlockMap:
 
     @classmethod
     def full(
-        cls, batch: int, heads: int, num_queries: int, num_keys: int, block_size: tuple[int, int], device: torch.device
+        cls,
+        batch: int,
+        heads: int,
+        num_queries: int,
+        num_keys: int,
+        block_size: tuple[int, int],
+        device: torch.device,
     ) -> BlockMap:
         """Every pair kept: density 1."""
         n_q, n_k = ceil_div(num_queries, block_size[0]), ceil_div(num_keys, block_size[1])
@@ -200,8 +210,8 @@ class AttentionPlan:
     """All that one sparse attention call needs; reusable across steps.
 
     Args:
-        q_order, kv_order: int64 permutations of the N tokens, ``[N]``, ``[H, N]`` or ``[B, H, N]``: position i of the
-            reordered sequence holds token ``order[..., i]``. None is the model's own order.
+        q_order, kv_order: int64 permutations of the N tokens, ``[N]``, ``[H, N]`` or ``[B, H, N]``: position
+            i of the reordered sequence holds token ``order[..., i]``. None is the model's own order.
         block_map: kept pairs in the reordered sequences, bit-packed between steps.
         density: 0-d float32 tensor, fraction of pairs kept.
     """
@@ -225,7 +235,8 @@ class SiteRecord:
     Args:
         site: where.
         density: fraction of block pairs computed; 1.0 when dense. A 0-d tensor until it is read.
-        dense_reason: None when sparse, else why it ran dense ("dense_step", "dense_layer", "min_tokens", ...).
+        dense_reason: None when sparse, else why it ran dense ("dense_step", "dense_layer", "min_tokens",
+            ...).
         backend: kernel that ran, e.g. "triton", "reference", "dense".
     """
 

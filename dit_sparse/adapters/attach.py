@@ -1,0 +1,220 @@
+"""Attaching to a transformer and letting go of it, exactly."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_sparse.adapters.base import Adapter
+from dit_sparse.adapters.processors import SparseProcessor, make_processor
+from dit_sparse.adapters.steps import StepTracker, branch_of
+from dit_sparse.layout import Site, TokenLayout
+from dit_sparse.runtime import Call, Runtime
+
+_ATTACHMENTS: weakref.WeakValueDictionary[int, Attachment] = weakref.WeakValueDictionary()
+_KEYS = itertools.count()
+
+
+class Attachment:
+    """Sparse attention on one transformer: a processor per self-attention layer and a hook at the root.
+
+    The root hook is a native forward pre-hook, which survives model CPU offload; it reads the token grid, the
+    step and the branch, and puts processors back that another call replaced (for example
+    ``fuse_qkv_projections``).
+
+    Args:
+        transformer: the model.
+        name: its name in the pipeline, e.g. "transformer_2".
+        adapter: its description.
+        runtime: runs the calls.
+        tracker: follows the generation; shared by the transformers of a pipeline.
+    """
+
+    def __init__(
+        self, transformer: Any, name: str, adapter: Adapter, runtime: Runtime, tracker: StepTracker
+    ) -> None:
+        self.transformer = transformer
+        self.name = name
+        self.adapter = adapter
+        self.runtime = runtime
+        self.tracker = tracker
+        self.layers = adapter.attention_layers(transformer)
+        self.key = next(_KEYS)
+        self.taps = [LayerTap(self, index) for index in range(len(self.layers))]
+        self._signature = inspect.signature(type(transformer).forward)
+        self._layout: TokenLayout | None = None
+        self._site = Site(0, 0)
+        self._valid_text: tuple[int, ...] | None = None
+        self._mask_read: tuple[weakref.ref[Tensor], int, tuple[int, ...]] | None = None
+        _ATTACHMENTS[self.key] = self
+        self._place_processors()
+        self._hook = transformer.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Put everything back as it was."""
+        self._hook.remove()
+        for _, module in self.layers:
+            if isinstance(module.processor, SparseProcessor):
+                module.set_processor(module.processor.released())
+        saved = getattr(self.transformer, "original_attn_processors", None)
+        if isinstance(
+            saved, dict
+        ):  # fuse_qkv_projections keeps the processors it replaced for unfusing: maybe ours
+            self.transformer.original_attn_processors = {
+                path: old.released() if isinstance(old, SparseProcessor) else old
+                for path, old in saved.items()
+            }
+
+    def _place_processors(self) -> None:
+        for tap, (_, module) in zip(self.taps, self.layers):
+            if not isinstance(module.processor, SparseProcessor):
+                module.set_processor(make_processor(module.processor, tap))
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = self._signature.bind(module, *args, **kwargs).arguments
+        self._place_processors()
+        moment = self.tracker.advance(inputs["timestep"])
+        if moment.new_generation:
+            self.runtime.new_generation()
+        self._layout = self.adapter.layout(module, inputs)
+        self._site = Site(
+            0, moment.step, moment.num_steps, branch_of(moment, self.adapter.guidance), self.name
+        )
+        self._valid_text = self._read_text_mask(inputs)
+
+    def _read_text_mask(self, inputs: Mapping[str, Any]) -> tuple[int, ...] | None:
+        mask = inputs.get(self.adapter.text_mask) if self.adapter.text_mask else None
+        if mask is None:
+            return None
+        known = self._mask_read
+        # One wait for the device per prompt, not per step: pipelines pass the same tensor at every step.
+        assert isinstance(mask, Tensor)
+        if known is None or known[0]() is not mask or known[1] != mask._version:
+            known = (weakref.ref(mask), mask._version, tuple(int(n) for n in mask.sum(dim=1).tolist()))
+            self._mask_read = known
+        return known[2]
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> Tensor:
+        """Attention of one layer in the current forward, ``[B, N, H, D]``."""
+        processor = self._processor(layer)
+        if self._layout is None:
+            raise RuntimeError("sparse attention was called outside of the transformer's forward")
+        call = Call(
+            site=replace(self._site, layer=layer),
+            layout=self._layout,
+            num_layers=len(self.layers),
+            valid_text=self._valid_text,
+            dense=lambda: processor.dense(q, k, v, mask, scale),
+            scale=scale,
+            obstacle="attention_mask" if mask is not None and self._valid_text is None else None,
+        )
+        return self.runtime.run(q, k, v, call)
+
+    def _processor(self, layer: int) -> SparseProcessor:
+        processor: Any = self.layers[layer][1].processor
+        assert isinstance(processor, SparseProcessor)
+        return processor
+
+    def bypass(self, layer: int, obstacle: str) -> None:
+        """Take note that a layer of the current forward runs stock."""
+        self.runtime.fall_back(replace(self._site, layer=layer), obstacle)
+
+
+class LayerTap:
+    """The tap of one layer. In a compiled graph the whole call is one opaque operator.
+
+    The layer index travels as a 0-d tensor there: as a Python number it would make torch.compile specialise,
+    and recompile, for every layer.
+    """
+
+    def __init__(self, attachment: Attachment, layer: int) -> None:
+        self._attachment = weakref.proxy(attachment)
+        self._key = attachment.key
+        self._layer = layer
+        self._layer_tensor = torch.tensor(layer)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+        """See :class:`~dit_sparse.adapters.processors.Tap`."""
+        if torch.compiler.is_compiling():
+            return _attention_op(q, k, v, mask, self._layer_tensor, self._key, scale)
+        return self._attachment.attend(self._layer, q, k, v, mask, scale)
+
+    def bypass(self, obstacle: str) -> None:
+        """See :class:`~dit_sparse.adapters.processors.Tap`."""
+        self._attachment.bypass(self._layer, obstacle)
+
+
+@torch.library.custom_op("dit_sparse::attention", mutates_args=())
+def _attention_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    layer: Tensor,
+    attachment: int,
+    scale: float | None,
+) -> Tensor:
+    out = _ATTACHMENTS[attachment].attend(int(layer), q, k, v, mask, scale)
+    return out.contiguous()
+
+
+@_attention_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    layer: Tensor,
+    attachment: int,
+    scale: float | None,
+) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+def transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline by component name, or a bare transformer as ``{"transformer": it}``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(pipe_or_transformer, nn.Module):
+        return {"transformer": _uncompiled(pipe_or_transformer)}
+    found = {}
+    for name in ("transformer", "transformer_2"):
+        component = getattr(pipe_or_transformer, name, None)
+        if isinstance(component, nn.Module):
+            found[name] = _uncompiled(component)
+    if not found:
+        raise ValueError(
+            f"{type(pipe_or_transformer).__name__} has no transformer: sparse attention works on diffusion "
+            "transformers, pass the pipeline or the transformer module"
+        )
+    return found
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """The module behind ``torch.compile``'s wrapper."""
+    return getattr(module, "_orig_mod", module)
+
+
+def scheduler_of(pipe_or_transformer: Any) -> Callable[[], Any] | None:
+    """A function that returns the pipeline's scheduler of the moment, None for a bare transformer."""
+    if isinstance(pipe_or_transformer, nn.Module):
+        return None
+    pipe = weakref.ref(pipe_or_transformer)
+    return lambda: getattr(pipe(), "scheduler", None)

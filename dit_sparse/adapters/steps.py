@@ -1,0 +1,106 @@
+"""Which denoising step and which guidance branch a forward belongs to, from what every pipeline shows of
+itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_sparse.layout import Branch
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a forward stands in its generation.
+
+    Args:
+        step: index of the denoising step from 0.
+        num_steps: steps of the generation, None if unknown.
+        call: index of the forward within the step.
+        new_generation: whether this forward is the first of a generation.
+    """
+
+    step: int
+    num_steps: int | None
+    call: int
+    new_generation: bool
+
+
+class StepTracker:
+    """Follows a generation forward by forward.
+
+    The step is the scheduler's ``step_index`` (relative to its ``begin_index``), else the position of the
+    current timestep in ``scheduler.timesteps``, else a count of the timesteps seen. The branch follows from
+    the order of the forwards within a step: every pipeline with separate forwards runs the conditional one
+    first. The order is used rather than the name of diffusers' cache context, because only some pipelines
+    pass one and the context reaches registered model hooks only, which model CPU offload drops after the
+    first run.
+
+    A generation starts when the scheduler got new timesteps, or without a scheduler when the timestep rises.
+
+    Args:
+        scheduler: the pipeline's scheduler or a function that returns it; None for a bare transformer.
+    """
+
+    def __init__(self, scheduler: Any = None) -> None:
+        self._scheduler = scheduler
+        self._timesteps: Tensor | None = None
+        self._timestep: float | None = None
+        self._step = -1
+        self._call = 0
+        self._begin: int | None = None
+
+    def advance(self, timestep: Any) -> Moment:
+        """Take note of a forward at ``timestep`` (number or tensor of any shape, one value per sample or
+        token)."""
+        scheduler = self._scheduler() if callable(self._scheduler) else self._scheduler
+        timesteps = getattr(scheduler, "timesteps", None)
+        num_steps: int | None
+        if isinstance(timesteps, Tensor) and getattr(scheduler, "num_inference_steps", None) is not None:
+            new = timesteps is not self._timesteps
+            self._timesteps = timesteps
+            step, num_steps = self._scheduled(scheduler, timesteps, timestep, new)
+        else:
+            step, new = self._count(timestep)
+            num_steps = None
+        self._call = 0 if new or step != self._step else self._call + 1
+        self._step = step
+        return Moment(step, num_steps, self._call, new)
+
+    def _scheduled(self, scheduler: Any, timesteps: Tensor, timestep: Any, new: bool) -> tuple[int, int]:
+        if new:  # video-to-video starts in the middle of the schedule: steps count from there
+            self._begin = getattr(scheduler, "begin_index", None)
+        if hasattr(scheduler, "step_index"):
+            index = scheduler.step_index
+            if index is None:  # schedulers find their index in their first step
+                return 0, len(timesteps) - (self._begin or 0)
+            if self._begin is None:
+                self._begin = 0 if new else index - 1
+        else:
+            index = int((timesteps.double().cpu() - _scalar(timestep)).abs().argmin())
+            if self._begin is None:
+                self._begin = index
+        return max(0, index - self._begin), max(1, len(timesteps) - self._begin)
+
+    def _count(self, timestep: Any) -> tuple[int, bool]:
+        value = _scalar(timestep)
+        previous, self._timestep = self._timestep, value
+        if previous is None or value > previous:
+            return 0, True
+        return self._step + (value != previous), False
+
+
+def branch_of(moment: Moment, guidance: str) -> Branch:
+    """The guidance branch of a forward, by its order within the step."""
+    if guidance == "batched":
+        return "batched"
+    return "conditional" if moment.call % 2 == 0 else "unconditional"
+
+
+def _scalar(timestep: Any) -> float:
+    """The (largest) timestep of the batch as a number. Waits for the device: only loops without step index
+    need it."""
+    return float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)

@@ -1,0 +1,201 @@
+"""The public surface: enable, disable, the context manager, and the handle."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from dit_sparse import kernels
+from dit_sparse.adapters.attach import Attachment, scheduler_of, transformers_of
+from dit_sparse.adapters.base import find_adapter
+from dit_sparse.adapters.steps import StepTracker
+from dit_sparse.engine import SparseMethod
+from dit_sparse.methods import MethodConfig, ModelInfo, make_method
+from dit_sparse.runtime import Runtime
+from dit_sparse.stats import Stats
+
+_HANDLES: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
+
+
+class Handle:
+    """Sparse attention that is attached to a pipeline or transformer.
+
+    Made by :func:`enable_sparse_attention`; ends with :meth:`disable`.
+    """
+
+    def __init__(self, runtimes: list[Runtime], attachments: list[Attachment], config: MethodConfig) -> None:
+        self._runtimes = runtimes
+        self._attachments = attachments
+        self.config = config
+
+    @property
+    def active(self) -> bool:
+        """Whether it is still attached."""
+        return bool(self._attachments)
+
+    def stats(self) -> Stats:
+        """What the last generation computed: densities, dense calls with their reasons, kernels, carried
+        bytes."""
+        records = [record for runtime in self._runtimes for record in runtime.records]
+        state_bytes = sum(max(r.state.peak_bytes, r.state.nbytes) for r in self._runtimes)
+        return Stats.read(records, state_bytes)
+
+    def summary(self) -> str:
+        """The composition, where it is attached, and what the last generation computed, in a few lines."""
+        lines = []
+        for runtime, attachment in zip(self._runtimes, self._attachments):
+            method, layers = runtime.method, len(attachment.layers)
+            lines += [
+                f"{attachment.name}: {method.name} on {layers} self-attention layers of "
+                f"{type(attachment.transformer).__name__}",
+                f"  ordering  {method.ordering}",
+                f"  selector  {method.selector}",
+                f"  schedule  {method.schedule}",
+                f"  blocks    {method.block_size}, kernel {runtime.impl}",
+            ]
+        stats = self.stats()
+        if not stats.records:
+            return "\n".join([*lines, "nothing generated yet"])
+        sparse = stats.density_sparse_sites
+        lines.append(
+            f"last generation: density {stats.density_total:.3f} in total, "
+            + (f"{sparse:.3f} at the sparse calls" if sparse is not None else "no call ran sparse")
+        )
+        dense = ", ".join(f"{count} {reason}" for reason, count in stats.dense_sites.items()) or "none"
+        lines.append(f"  dense calls: {dense} of {len(stats.records)}")
+        lines.append(
+            f"  kernels: {', '.join(stats.backends) or 'none'}; carried state {stats.state_bytes:,} bytes"
+        )
+        return "\n".join(lines + [f"  fallback: {text}" for text in stats.fallbacks])
+
+    def reset(self) -> None:
+        """Forget carried state and records, as a new generation does by itself."""
+        for runtime in self._runtimes:
+            runtime.new_generation()
+
+    def disable(self) -> None:
+        """Detach; the model is bit-identical to before. Records stay readable. Calling it again does
+        nothing."""
+        for attachment in self._attachments:
+            attachment.detach()
+            _HANDLES.pop(attachment.transformer, None)
+        self._attachments = []
+
+
+def enable_sparse_attention(
+    pipe_or_transformer: Any,
+    method: str | MethodConfig | SparseMethod = "svg2",
+    *,
+    backend: str = "auto",
+    strict: bool = False,
+    **fields: Any,
+) -> Handle:
+    """Run the self-attention of a pipeline's transformers sparsely.
+
+    Also there as ``pipe.enable_sparse_attention(...)`` once dit_sparse is imported.
+
+    Args:
+        pipe_or_transformer: a diffusers pipeline (both experts of Wan 2.2 are covered) or a bare transformer.
+        method: a name from :func:`dit_sparse.list_methods`, a configuration such as ``SVG2(top_p=0.9)``, or
+            an own composition of axes (:class:`dit_sparse.engine.SparseMethod`).
+        backend: kernel: "auto" or one of :func:`dit_sparse.kernels.available_backends`.
+        strict: raise where only dense attention can serve a call, instead of running it dense and reporting
+            it.
+        **fields: fields of the method, e.g. ``density=0.25``, ``dense_steps=0.2``, ``dense_layers="0-1,47"``;
+            :func:`dit_sparse.describe` lists them.
+
+    Returns:
+        The handle: ``summary()``, ``stats()``, ``disable()``.
+
+    Raises:
+        ValueError: unknown method, field, value, backend or model; sparse attention enabled twice.
+
+    Example:
+        >>> from diffusers import WanPipeline
+        >>> import dit_sparse
+        >>> pipe = WanPipeline.from_pretrained(dit_sparse.embedded.tiny_wan_path())
+        >>> handle = pipe.enable_sparse_attention("svg2", density=0.25)
+        >>> pipe.disable_sparse_attention()
+    """
+    transformers = transformers_of(pipe_or_transformer)
+    for transformer in transformers.values():
+        if transformer in _HANDLES:
+            raise ValueError(
+                f"sparse attention is enabled on this {type(transformer).__name__} already: "
+                "call disable_sparse_attention() first"
+            )
+    _check_backend(backend)
+    if isinstance(method, SparseMethod):
+        if fields:
+            raise ValueError(
+                f"an own composition takes no method fields, got {', '.join(fields)}: set them on its axes"
+            )
+        config: MethodConfig = _Given(method)
+    else:
+        config = make_method(method, **fields)
+    tracker = StepTracker(scheduler_of(pipe_or_transformer))
+    plans = []
+    for name, transformer in transformers.items():
+        adapter = find_adapter(transformer)
+        layers = adapter.attention_layers(transformer)
+        info = ModelInfo(adapter.family, len(layers), _head_dim(transformer))
+        plans.append((transformer, name, adapter, Runtime(config.build(info), backend, strict)))
+    # Everything that can refuse has refused: from here on the model is changed.
+    attachments = [Attachment(*plan, tracker) for plan in plans]
+    handle = Handle([plan[-1] for plan in plans], attachments, config)
+    for transformer in transformers.values():
+        _HANDLES[transformer] = handle
+    return handle
+
+
+def disable_sparse_attention(pipe_or_transformer: Any) -> None:
+    """Undo :func:`enable_sparse_attention`; does nothing where it is not enabled."""
+    for transformer in transformers_of(pipe_or_transformer).values():
+        if transformer in _HANDLES:
+            _HANDLES[transformer].disable()
+
+
+@contextmanager
+def sparse_attention(
+    pipe_or_transformer: Any, method: str | MethodConfig | SparseMethod = "svg2", **options: Any
+) -> Iterator[Handle]:
+    """Sparse attention inside a ``with`` block; everything is put back at its end, also after an exception.
+
+    Takes what :func:`enable_sparse_attention` takes; works on bare transformers and modular pipelines too.
+    """
+    handle = enable_sparse_attention(pipe_or_transformer, method, **options)
+    try:
+        yield handle
+    finally:
+        handle.disable()
+
+
+@dataclass(frozen=True)
+class _Given(MethodConfig):
+    """Wraps an own composition of axes, so that the handle treats it as any method."""
+
+    name: ClassVar[str] = "custom"
+    citation: ClassVar[str] = "given by the caller"
+
+    method: SparseMethod
+
+    def build(self, model: ModelInfo) -> SparseMethod:
+        """The composition as given."""
+        return self.method
+
+
+def _check_backend(backend: str) -> None:
+    found = kernels.available_backends()
+    usable = ", ".join(["auto", *(name for name, state in found.items() if state == "available")])
+    if backend != "auto" and found.get(backend) != "available":
+        why = found.get(backend, "there is no such kernel")
+        raise ValueError(f"backend={backend!r} cannot run here ({why}): use one of {usable}")
+
+
+def _head_dim(transformer: nn.Module) -> int:
+    return int(getattr(transformer.config, "attention_head_dim", 0))

@@ -1,0 +1,171 @@
+"""Every option of ``generate`` in one checked model: command line over config file over defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+EMBEDDED_MODEL = "tiny-wan"
+
+
+class GenerateOptions(BaseModel):
+    """Options by the names they have in a config file; None leaves it to the pipeline or the method."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    prompt: str = Field(min_length=1)
+    negative_prompt: str | None = None
+    model: str = EMBEDDED_MODEL
+    image: Path | None = None
+    height: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
+    num_frames: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    guidance: float | None = Field(default=None, ge=0)
+    seed: int = Field(default=0, ge=0)
+    fps: float | None = Field(default=None, gt=0)
+    method: str = "svg2"
+    density: float | None = None
+    dense_steps: int | float | list[int] | None = None
+    dense_layers: float | list[int] | str | None = None
+    min_tokens: int | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+    profile: str | None = None
+    backend: str = "auto"
+    strict: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    offload: Literal["none", "model", "sequential"] = "none"
+    compile: bool = False
+    warmup: bool | None = None
+    compare: bool = False
+    lpips_weights: Path | None = None
+    output: Path = Path("dit-sparse-out")
+
+    def sparse_call(self) -> dict[str, Any]:
+        """Keyword arguments of ``enable_sparse_attention``; what is not given is left out."""
+        given = {
+            "density": self.density,
+            "dense_steps": self.dense_steps,
+            "dense_layers": self.dense_layers,
+            "min_tokens": self.min_tokens,
+            "profile": self.profile,
+        }
+        fields = {key: value for key, value in given.items() if value is not None}
+        if twice := sorted(fields.keys() & self.set.keys()):
+            raise ValueError(f"{twice[0]} is given twice: by its own option and by --set")
+        return {"method": self.method, "backend": self.backend, "strict": self.strict, **fields, **self.set}
+
+    def pipeline_call(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of the pipeline; ``defaults`` fill sizes, steps and guidance."""
+        given = {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "height": self.height or defaults.get("height"),
+            "width": self.width or defaults.get("width"),
+            "num_frames": self.num_frames or defaults.get("num_frames"),
+            "num_inference_steps": self.steps or defaults.get("steps"),
+            "guidance_scale": defaults.get("guidance") if self.guidance is None else self.guidance,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+def parse_scalar(text: str) -> Any:
+    """A YAML value: "0.2" is a number, "true" a flag, "1,5,9" a list of numbers, anything else a string."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"cannot read the value {text!r} as YAML") from error
+    if isinstance(value, str) and "," in value:
+        parts = [yaml.safe_load(part) for part in value.split(",")]
+        if all(isinstance(part, (int, float)) for part in parts):
+            return parts
+    return value
+
+
+def parse_layers(text: str) -> float | str:
+    """``--dense-layers``: a fraction such as "0.1" as a number, "0-1,47" as it stands."""
+    return float(text) if text.replace(".", "", 1).isdigit() and "." in text else text
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``--set key=value`` pairs as typed method fields.
+
+    Raises:
+        ValueError: on a pair without "=" or a key given twice.
+    """
+    fields: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise ValueError(f"--set takes key=value, got {setting!r}")
+        if key in fields:
+            raise ValueError(f"--set gives {key} twice")
+        fields[key] = parse_scalar(value)
+    return fields
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML mapping of options; dashes and underscores in names are the same.
+
+    Raises:
+        ValueError: if the file is not there or does not hold a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must hold option: value lines")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def from_command_line(parameters: Mapping[str, Any]) -> GenerateOptions:
+    """Options from the raw parameters of the ``generate`` command, whose texts are still to be typed.
+
+    Raises:
+        ValueError: as :func:`parse_settings` and :func:`resolve_options`.
+    """
+    given = dict(parameters)
+    config = given.pop("config")
+    given["compile"] = given.pop("compile_")
+    given["set"] = parse_settings(given.pop("settings") or ()) or None
+    if given["dense_steps"] is not None:
+        given["dense_steps"] = parse_scalar(given["dense_steps"])
+    if given["dense_layers"] is not None:
+        given["dense_layers"] = parse_layers(given["dense_layers"])
+    return resolve_options(given, None if config is None else Path(config))
+
+
+def resolve_options(command_line: Mapping[str, Any], config: Path | None = None) -> GenerateOptions:
+    """Merge and check: a command-line value that is not None wins over the config file.
+
+    Raises:
+        ValueError: naming the first option that is wrong, with its value.
+    """
+    merged = read_config(config) if config is not None else {}
+    given = {key: value for key, value in command_line.items() if value is not None}
+    if given.get("set") and isinstance(merged.get("set"), dict):
+        given["set"] = {**merged["set"], **given["set"]}
+    merged.update(given)
+    if merged.get("prompt") is None:
+        raise ValueError('a prompt is missing: dit-sparse generate "a red circle bouncing"')
+    try:
+        return GenerateOptions(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        if first["type"] == "extra_forbidden":
+            raise ValueError(
+                f"the config file sets {option[2:]!r}, which is no option of generate"
+            ) from error
+        raise ValueError(
+            f"{option}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+        ) from error

@@ -1,0 +1,30 @@
+"""The embedded model ``tiny-wan``: a text-to-video model small enough to ship, really trained.
+
+Results on it are the tiny model's and must be labelled so; see its MODEL_CARD.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NAME = "tiny-wan"
+
+DEFAULTS = {"height": 128, "width": 128, "num_frames": 17, "steps": 25, "guidance": 4.0}
+"""The settings it was evaluated with."""
+
+
+def tiny_wan_path() -> Path:
+    """Folder of the pipeline, for ``WanPipeline.from_pretrained``.
+
+    Raises:
+        FileNotFoundError: if the package was installed without its data.
+    """
+    path = Path(__file__).parent / "models" / "tiny_wan"
+    if not (path / "model_index.json").is_file():
+        raise FileNotFoundError(f"the embedded model is missing from {path}: reinstall dit-sparse")
+    return path
+
+
+def heldout_prompts() -> list[str]:
+    """Captions that were kept out of training, one per evaluation clip."""
+    return (tiny_wan_path() / "heldout_prompts.txt").read_text(encoding="utf-8").splitlines()

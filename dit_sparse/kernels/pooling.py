@@ -1,0 +1,122 @@
+"""Block means, the logits between them, and the exact block mass they estimate.
+
+Selectors rank (query block, key block) pairs. The cheap estimate pools: the logit between two block means,
+plus the logarithm of the key block's size, stands for the block's whole row of logits (exact when a block's
+tokens are equal; the estimator of SVG2 and of most training-free methods). The exact quantity is
+:func:`block_mass`, the share of the softmax that falls into a block, which needs the log-sum-exp of a dense
+pass (AdaSpa, arXiv:2502.21079).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dit_sparse.kernels.checks import check_block_size, check_pair, check_tokens, resolve_scale
+from dit_sparse.layout import ceil_div
+
+CHUNK_BYTES = 64 * 2**20
+"""Bound on the float32 logits that :func:`block_mass` holds at once."""
+
+
+@torch.no_grad()
+def pool_blocks(x: Tensor, block_size: int) -> Tensor:
+    """Mean token of every block of ``block_size`` consecutive tokens; the last block averages the tokens it
+    has.
+
+    Args:
+        x: ``[B, N, H, D]``, any strides with a contiguous last dimension.
+        block_size: tokens per block, >= 1; it need not divide N.
+
+    Returns:
+        float32 ``[B, H, ceil(N / block_size), D]``, accumulated in float32.
+    """
+    check_tokens("x", x)
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    whole = x.shape[1] // block_size * block_size
+    parts = []
+    if whole:
+        parts.append(x[:, :whole].unflatten(1, (-1, block_size)).mean(dim=2, dtype=torch.float32))
+    if whole < x.shape[1]:
+        parts.append(x[:, whole:].mean(dim=1, keepdim=True, dtype=torch.float32))
+    return torch.cat(parts, dim=1).transpose(1, 2).contiguous()
+
+
+def block_lengths(tokens: int, block_size: int, device: torch.device) -> Tensor:
+    """Tokens in every block, float32 ``[ceil(tokens / block_size)]``: ``block_size``, but for a ragged last
+    one."""
+    starts = torch.arange(0, tokens, block_size, device=device)
+    return (tokens - starts).clamp(max=block_size).float()
+
+
+@torch.no_grad()
+def pooled_scores(q: Tensor, k: Tensor, block_size: tuple[int, int], scale: float | None = None) -> Tensor:
+    """Logits between block means plus ln(tokens of the key block).
+
+    Their softmax over the last dimension estimates the share of attention that falls into each key block.
+
+    Args:
+        q: ``[B, Nq, H, D]``.
+        k: ``[B, Nk, H, D]``.
+        block_size: (query, key) block in tokens.
+        scale: factor on the logits; 1 / sqrt(D) when None.
+
+    Returns:
+        float32 ``[B, H, nQ, nK]``.
+    """
+    check_pair(q, k)
+    check_block_size(block_size)
+    means_q, means_k = pool_blocks(q, block_size[0]), pool_blocks(k, block_size[1])
+    scores = means_q @ means_k.transpose(-1, -2) * resolve_scale(scale, q.shape[-1])
+    return scores + block_lengths(k.shape[1], block_size[1], k.device).log()
+
+
+@torch.no_grad()
+def block_mass(
+    q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float | None = None
+) -> Tensor:
+    """Exact share of the softmax in every block, averaged over the rows of the query block.
+
+    Streams over query blocks: memory stays near ``CHUNK_BYTES``, whatever N.
+
+    Args:
+        q: ``[B, Nq, H, D]``.
+        k: ``[B, Nk, H, D]``.
+        lse: log-sum-exp of the scaled logits, ``[B, H, Nq]``. That of dense attention makes every row of the
+            result sum to 1. Rows with lse = -inf count as zero mass.
+        block_size: (query, key) block in tokens.
+        scale: factor on the logits; 1 / sqrt(D) when None.
+
+    Returns:
+        float32 ``[B, H, nQ, nK]``.
+    """
+    check_pair(q, k)
+    check_block_size(block_size)
+    batch, num_queries, heads, dim = q.shape
+    if tuple(lse.shape) != (batch, heads, num_queries):
+        raise ValueError(f"lse must be [B, H, Nq] = {(batch, heads, num_queries)}, got {tuple(lse.shape)}")
+    block_q, block_k = block_size
+    num_keys = k.shape[1]
+    scale = resolve_scale(scale, dim)
+    mass = torch.empty(
+        batch, heads, ceil_div(num_queries, block_q), ceil_div(num_keys, block_k), device=q.device
+    )
+    # exp(logit - inf) = 0 for rows that attended to nothing.
+    lse = lse.float().masked_fill(torch.isneginf(lse), torch.inf)
+    rows_per_chunk = max(1, CHUNK_BYTES // (4 * num_keys * block_q)) * block_q
+    for b in range(batch):
+        for h in range(heads):
+            keys = k[b, :, h].float().T * scale
+            for start in range(0, num_queries, rows_per_chunk):
+                rows = slice(start, min(start + rows_per_chunk, num_queries))
+                shares = torch.exp(q[b, rows, h].float() @ keys - lse[b, h, rows, None])
+                shares = _sum_blocks(_sum_blocks(shares, block_k).T, block_q).T
+                mass[b, h, start // block_q : ceil_div(rows.stop, block_q)] = shares
+    return mass / block_lengths(num_queries, block_q, q.device)[:, None]
+
+
+def _sum_blocks(x: Tensor, block: int) -> Tensor:
+    """``[rows, n]`` to ``[rows, ceil(n / block)]``: sums over runs of ``block`` columns."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % block))
+    return padded.unflatten(-1, (-1, block)).sum(dim=-1)

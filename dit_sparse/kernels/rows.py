@@ -1,0 +1,86 @@
+"""Reordering tokens: gather every head's rows into a new order, and put them back.
+
+Orderings move tokens that attend to one another next to each other, per head. Both directions copy bits and
+never do arithmetic, so a round trip is exact. The torch path defines them; on a GPU a Triton kernel copies at
+memory speed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dit_sparse.kernels.checks import check_tokens
+from dit_sparse.kernels.dispatch import installed
+
+IMPLEMENTATIONS = ("auto", "triton", "reference")
+
+
+def _check_order(x: Tensor, order: Tensor) -> Tensor:
+    """``order`` as a ``[B, H, N]`` view.
+
+    Its values must be permutations: that is the caller's promise, checking it would read the GPU's memory.
+    """
+    batch, tokens, heads, _ = x.shape
+    if order.dtype not in (torch.int64, torch.int32) or order.device != x.device:
+        raise ValueError(f"order must be int64 or int32 on {x.device}, got {order.dtype} on {order.device}")
+    if tuple(order.shape) not in ((tokens,), (heads, tokens), (batch, heads, tokens)):
+        raise ValueError(
+            f"order must be [N], [H, N] or [B, H, N] for x [B, N, H, D] = {tuple(x.shape)}, "
+            f"got {tuple(order.shape)}"
+        )
+    return order.expand(batch, heads, tokens)
+
+
+def _use_triton(x: Tensor, impl: str) -> bool:
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown impl {impl!r}: choose one of {list(IMPLEMENTATIONS)}")
+    if impl == "auto":
+        return x.is_cuda and installed("triton")
+    return impl == "triton"
+
+
+def _row_index(order: Tensor, dim: int) -> Tensor:
+    """``[B, H, N]`` to int64 ``[B, N, H, D]`` without a copy along D."""
+    return order.long().transpose(1, 2)[..., None].expand(-1, -1, -1, dim)
+
+
+@torch.no_grad()
+def permute_rows(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
+    """``out[b, i, h] = x[b, order[b, h, i], h]``: token i of the result is token ``order[..., i]`` of x.
+
+    Args:
+        x: ``[B, N, H, D]``, float16, bfloat16 or float32; any strides with a contiguous last dimension.
+        order: permutations of 0..N-1, int64 (or int32) ``[N]``, ``[H, N]`` or ``[B, H, N]``.
+        impl: "auto" (Triton on a GPU), "triton" or "reference".
+
+    Returns:
+        Contiguous ``[B, N, H, D]``, bit for bit the rows of x.
+    """
+    check_tokens("x", x)
+    expanded = _check_order(x, order)
+    if _use_triton(x, impl):
+        from dit_sparse.kernels import triton_rows
+
+        return triton_rows.move(x, expanded, scatter=False)
+    if order.dim() == 1:
+        return x.index_select(1, order)
+    return x.gather(1, _row_index(expanded, x.shape[-1])).contiguous()
+
+
+@torch.no_grad()
+def restore_rows(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
+    """``out[b, order[b, h, i], h] = x[b, i, h]``: the exact inverse of :func:`permute_rows`.
+
+    Args and returns as there.
+    """
+    check_tokens("x", x)
+    expanded = _check_order(x, order)
+    if _use_triton(x, impl):
+        from dit_sparse.kernels import triton_rows
+
+        return triton_rows.move(x, expanded, scatter=True)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if order.dim() == 1:
+        return out.index_copy_(1, order.long(), x)
+    return out.scatter_(1, _row_index(expanded, x.shape[-1]), x)

@@ -1,0 +1,74 @@
+"""Ordering axis: in which order tokens sit, so that those that attend to one another share blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dit_sparse.layout import Site, TokenLayout
+from dit_sparse.state import LayerState
+
+
+@dataclass(frozen=True)
+class PlanContext:
+    """What planning may look at besides the tensors.
+
+    Args:
+        layout: token grid and text position.
+        site: layer, step, branch.
+        scale: softmax scale of the logits.
+        block_size: (query block, key block) in tokens.
+        state: what this layer and branch carried over from earlier steps; planning may read and write it.
+    """
+
+    layout: TokenLayout
+    site: Site
+    scale: float
+    block_size: tuple[int, int]
+    state: LayerState
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A k-means partition of the video tokens of every head.
+
+    Args:
+        labels: int32 ``[B, H, Nv]``, cluster of every video token in raster order.
+        centroids: float32 ``[B, H, C, D]``.
+        sizes: int32 ``[B, H, C]``, tokens per cluster.
+    """
+
+    labels: Tensor
+    centroids: Tensor
+    sizes: Tensor
+
+
+@dataclass(frozen=True)
+class TokenOrder:
+    """Permutations of the video tokens (text is never reordered: the engine puts it last).
+
+    Args:
+        q, kv: int64 ``[Nv]``, ``[H, Nv]`` or ``[B, H, Nv]``; position i holds video token ``order[..., i]``.
+            None for both is raster order.
+        q_clusters, kv_clusters: the partition the order came from, where it came from one.
+    """
+
+    q: Tensor | None = None
+    kv: Tensor | None = None
+    q_clusters: Clusters | None = None
+    kv_clusters: Clusters | None = None
+
+
+class Ordering(Protocol):
+    """Chooses the token order of one attention call."""
+
+    def order(self, q: Tensor, k: Tensor, context: PlanContext) -> TokenOrder:
+        """Order the video tokens.
+
+        Args:
+            q, k: ``[B, Nv, H, D]``, video tokens only, raster order, after RoPE.
+            context: layout, site, carried state.
+        """
+        ...

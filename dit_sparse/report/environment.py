@@ -1,0 +1,75 @@
+"""Facts about the machine and the model that a report needs in order to be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from dit_sparse.report.capabilities import denoisers
+from dit_sparse.report.schema import Device, ModelInfo
+
+PACKAGES = (
+    "dit-sparse",
+    "torch",
+    "diffusers",
+    "transformers",
+    "triton",
+    "flash-attn-4",
+    "numpy",
+    "scikit-image",
+    "av",
+    "lpips",
+)
+FINGERPRINTED = ("transformer", "transformer_2", "vae", "scheduler")
+
+
+def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str | None]:
+    """Installed version of every package, None where it is missing; Python and CUDA first."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def describe_device(device: torch.device) -> Device:
+    """Name and memory of a torch device."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return Device(type="cuda", name=properties.name, memory_bytes=properties.total_memory)
+    return Device(type=device.type, name=_processor_name(), threads=torch.get_num_threads())
+
+
+def describe_model(pipe: Any, name: str) -> ModelInfo:
+    """Classes and config hash of a pipeline; ``name`` is what the user called it."""
+    configs = {part: _public_config(getattr(pipe, part, None)) for part in FINGERPRINTED}
+    digest = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode()).hexdigest()
+    classes = {part: type(module).__name__ for part, module in denoisers(pipe).items()}
+    return ModelInfo(name=name, pipeline=type(pipe).__name__, denoisers=classes, config_sha256=digest)
+
+
+def _public_config(component: Any) -> dict[str, Any]:
+    """Config without the entries that name a place or a library version instead of the model."""
+    config = getattr(component, "config", None)
+    if not isinstance(config, Mapping):
+        return {}
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            for line in info:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,162 @@
+"""The models of ``report.json``: documented in ``docs/report-json.md``, versioned, numbers finite or null.
+
+A minor version adds fields, a major one renames or removes them. Times end in ``_s``, memory in ``_bytes``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = "1.0"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ModelInfo(_Model):
+    """Which model was run, so that another machine can tell whether it has the same one."""
+
+    name: str = Field(description="hub id, folder as given, or the name of the embedded model")
+    pipeline: str = Field(description="pipeline class")
+    denoisers: dict[str, str] = Field(description="component name -> class, e.g. transformer, transformer_2")
+    config_sha256: str = Field(description="hash of the denoisers', autoencoder's and scheduler's configs")
+
+
+class VideoInfo(_Model):
+    """Shape of the compared videos."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+
+class PerFrame(_Model):
+    """One value per frame; a PSNR is null where the two frames are identical."""
+
+    psnr: list[float | None]
+    ssim: list[float]
+    lpips: list[float] | None
+
+
+class Metrics(_Model):
+    """Sparse against dense on raw frames, per frame and then averaged; null without a dense run."""
+
+    psnr: float | None = Field(
+        default=None, description="dB, mean over the frames that differ; null when all are identical"
+    )
+    ssim: float | None = None
+    lpips: float | None = None
+    identical: bool | None = Field(default=None, description="every pixel of every frame is equal")
+    identical_frames: int | None = None
+    ssim_settings: dict[str, Any] | None = None
+    lpips_network: str | None = None
+    lpips_unavailable: str | None = Field(default=None, description="why LPIPS is null")
+    per_frame: PerFrame | None = None
+    floor: dict[str, float | None] | None = Field(
+        default=None,
+        description="the same metrics for dense against dense on another backend; null if not measured",
+    )
+
+
+class HeatMap(_Model):
+    """Density by layer (rows) and step (columns) of one denoiser, mean over branches; null: not run."""
+
+    transformer: str
+    layers: list[int]
+    steps: list[int]
+    density: list[list[float | None]]
+    dense_reason: list[list[str | None]]
+
+
+class Density(_Model):
+    """Fraction of attention blocks computed, in (0, 1]."""
+
+    total: float | None = Field(
+        default=None, description="over all attention calls, dense steps and layers counted as 1"
+    )
+    sparse_sites: float | None = Field(
+        default=None, description="over the calls that ran sparse; null if none did"
+    )
+    sites: int = Field(default=0, description="attention calls recorded")
+    dense_sites: dict[str, int] = Field(default_factory=dict, description="reason -> calls that ran dense")
+    heat_maps: list[HeatMap] = Field(default_factory=list)
+
+
+class RunTime(_Model):
+    """Seconds of one generation."""
+
+    denoise_s: float
+    end_to_end_s: float
+    transformer_s: float
+    step_s: list[float]
+
+
+class Time(_Model):
+    """Dense against sparse; the headline figures are denoising time, without text encoding and decoding."""
+
+    dense_s: float | None = None
+    sparse_s: float
+    speedup: float | None = None
+    speedup_end_to_end: float | None = None
+    speedup_transformer: float | None = None
+    dense: RunTime | None = None
+    sparse: RunTime
+    warmup: bool = Field(description="whether an untimed run came before each timed one")
+
+
+class Memory(_Model):
+    """Bytes; peaks are the GPU allocator's, null on the CPU."""
+
+    dense_peak_bytes: int | None = None
+    sparse_peak_bytes: int | None = None
+    state_bytes: int | None = Field(default=None, description="what the sparse method carried between steps")
+
+
+class Device(_Model):
+    """Where it ran."""
+
+    type: str
+    name: str
+    memory_bytes: int | None = None
+    threads: int | None = Field(default=None, description="CPU threads of torch")
+
+
+class Files(_Model):
+    """Names of the files beside the report."""
+
+    sparse: str
+    dense: str | None = None
+    side_by_side: str | None = None
+    difference: str | None = None
+    difference_gain: float | None = None
+
+
+class Report(_Model):
+    """The whole of ``report.json``."""
+
+    schema_version: str = SCHEMA_VERSION
+    created: str = Field(description="UTC, ISO 8601")
+    command: str | None = Field(
+        default=None, description="command line that made it; null when called from Python"
+    )
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int
+    model: ModelInfo
+    video: VideoInfo
+    files: Files
+    metrics: Metrics
+    density: Density
+    time: Time
+    memory: Memory
+    backend: str = Field(
+        description="attention kernels of the sparse sites, joined by +; 'dense' if none was sparse"
+    )
+    fallbacks: list[str] = Field(default_factory=list, description="unplanned dense attention, with reasons")
+    config: dict[str, Any] = Field(description="method and its fields, schedule, generation options")
+    device: Device
+    versions: dict[str, str | None]

@@ -1,0 +1,91 @@
+"""Dynamic selectors: top-p and top-k over estimated block mass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dit_sparse.selectors.base import SelectionInput, check_density, keep_smallest
+from dit_sparse.selectors.scores import Score, estimate_mass
+
+
+@dataclass(frozen=True)
+class TopP:
+    """Keep, per row, the heaviest blocks until their estimated mass exceeds p (SVG2, arXiv 2505.18875).
+
+    With ``density`` instead of ``p`` the threshold is the one that meets the budget: a single p per sample,
+    common to all heads of the layer, so that concentrated heads spend little and diffuse heads get more. It
+    is found exactly by ranking every pair by the mass that stands before it in its row.
+
+    Args:
+        p: target mass in (0, 1]; ignored when ``density`` is given.
+        density: fraction of pairs to keep in (0, 1], forced pairs included.
+        min_ratio: every row keeps at least this fraction of its blocks, in [0, 1].
+        score: see :func:`~dit_sparse.selectors.scores.estimate_mass`.
+    """
+
+    p: float = 0.9
+    density: float | None = None
+    min_ratio: float = 0.0
+    score: Score = "pooled"
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        if not 0.0 < self.p <= 1.0:
+            raise ValueError(f"p must be in (0, 1], got {self.p}")
+        if not 0.0 <= self.min_ratio <= 1.0:
+            raise ValueError(f"min_ratio must be in [0, 1], got {self.min_ratio}")
+
+    def select(self, given: SelectionInput) -> Tensor:
+        """Bool ``[B, H, nQ, nK]``."""
+        mass = estimate_mass(given, self.score)
+        if self.density == 1.0 or (self.p == 1.0 and self.density is None):
+            return torch.ones_like(mass, dtype=torch.bool)
+        # Forced pairs go first in every row: their mass counts towards p and they cannot be dropped.
+        ranked, columns = (mass + given.forced.to(mass.dtype) * 2.0).sort(dim=-1, descending=True)
+        weight = mass.gather(-1, columns)
+        before = weight.cumsum(dim=-1) - weight
+        floor = max(1, round(self.min_ratio * mass.shape[-1]))
+        if self.density is not None:  # a floor above the budget would defeat it
+            floor = max(1, min(floor, int(self.density * mass.shape[-1])))
+        first = torch.arange(mass.shape[-1], device=mass.device) < floor
+        before = before.masked_fill(first | (ranked >= 2.0), float("-inf"))
+        kept = before < self.p if self.density is None else keep_smallest(before, self.density, dims=3)
+        mask = torch.zeros_like(kept).scatter_(-1, columns, kept)
+        return mask | given.forced
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep the heaviest blocks up to a fixed share, per row or over the whole map of a head.
+
+    The whole-map choice is Draft-Attention's (arXiv 2505.14708); a row that would end up empty keeps its
+    heaviest block.
+
+    Args:
+        density: fraction of pairs to keep in (0, 1], forced pairs included.
+        scope: "row", "head" (one budget per head) or "layer" (one budget over all heads).
+        score: see :func:`~dit_sparse.selectors.scores.estimate_mass`.
+    """
+
+    density: float = 0.25
+    scope: Literal["row", "head", "layer"] = "head"
+    score: Score = "pooled"
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        if self.scope not in ("row", "head", "layer"):
+            raise ValueError(f"scope must be 'row', 'head' or 'layer', got {self.scope!r}")
+
+    def select(self, given: SelectionInput) -> Tensor:
+        """Bool ``[B, H, nQ, nK]``."""
+        cost = -estimate_mass(given, self.score)
+        heaviest = torch.zeros_like(cost, dtype=torch.bool).scatter_(
+            -1, cost.argmin(dim=-1, keepdim=True), True
+        )
+        cost = cost.masked_fill(heaviest | given.forced, float("-inf"))
+        dims = {"row": 1, "head": 2, "layer": 3}[self.scope]
+        return keep_smallest(cost, self.density, dims) | given.forced

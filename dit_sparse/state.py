@@ -1,0 +1,81 @@
+"""What is carried between denoising steps: one :class:`LayerState` per (transformer, branch, layer).
+
+Methods and their configurations are immutable; everything that changes at run time lives here, is owned by
+the Handle, and is dropped at the start of every generation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dit_sparse.layout import AttentionPlan, Site, TokenLayout
+
+
+@dataclass
+class LayerState:
+    """Carried values of one attention layer in one guidance branch.
+
+    ``values`` belongs to the method's axes (for example the centroids of the semantic ordering), under a key
+    each of them chooses. ``plan`` is reused until the schedule's refresh interval has passed.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    plan: AttentionPlan | None = None
+    plan_step: int = -1
+    shape: tuple[TokenLayout, int, int] | None = None
+
+    def match(self, layout: TokenLayout, batch: int, heads: int) -> None:
+        """Forget everything if the call's geometry differs from the one this state was made for."""
+        if self.shape != (layout, batch, heads):
+            self.values.clear()
+            self.plan, self.plan_step = None, -1
+            self.shape = (layout, batch, heads)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors held."""
+        held = sum(_tensor_bytes(value) for value in self.values.values())
+        return held + (self.plan.nbytes if self.plan is not None else 0)
+
+
+class State:
+    """All layer states of one handle.
+
+    >>> state = State()
+    >>> state.layer(Site(layer=0, step=3)) is state.layer(Site(layer=0, step=4))
+    True
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[tuple[str, str, int, int], LayerState] = {}
+        self.peak_bytes = 0
+
+    def layer(self, site: Site, sample: int = 0) -> LayerState:
+        """The state of this site's (transformer, branch, layer), made on first use.
+
+        Args:
+            site: where.
+            sample: index in the batch, when its samples are planned apart because their lengths differ.
+        """
+        return self._layers.setdefault((site.transformer, site.branch, site.layer, sample), LayerState())
+
+    def reset(self) -> None:
+        """Drop everything: a new generation starts."""
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)
+        self._layers.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now over all layers and branches."""
+        return sum(layer.nbytes for layer in self._layers.values())
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, (tuple, list)):
+        return sum(_tensor_bytes(item) for item in value)
+    return 0

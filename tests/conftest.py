@@ -1,0 +1,20 @@
+"""Shared settings of the suite."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from hypothesis import settings
+
+# Before anything imports triton (diffusers does): without a GPU its kernels run in the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Two cores are what continuous integration has; more threads make the tiny tensors here slower, not faster.
+torch.set_num_threads(2)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The recipes share their tiny random pipelines with the tests.
+sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
+
+settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("default")

@@ -1,0 +1,60 @@
+"""Synthetic runs: small videos with texture, and records as the engine leaves them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dit_sparse.layout import Site, SiteRecord
+from dit_sparse.report.compare import Context, Pair
+from dit_sparse.report.generation import Run
+from dit_sparse.report.schema import ModelInfo
+from dit_sparse.stats import Stats
+
+SCRIPT_PROMPT = "a <script>alert('x')</script> & \"quoted\" circle"
+
+
+def make_video(frames: int = 5, height: int = 33, width: int = 47, seed: int = 0) -> np.ndarray:
+    """A moving gradient with noise, float32 [F, H, W, 3] in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
+    base = np.stack([(x + 3 * t) % width / width, y / height, (x + y) % 16 / 16], axis=-1)
+    return np.clip(0.9 * base + 0.1 * rng.random(base.shape), 0, 1).astype(np.float32)
+
+
+def make_stats(layers: int = 3, steps: int = 4) -> Stats:
+    """Step 0 dense by schedule, layer 0 of the last step dense unplanned, the rest sparse."""
+    records = []
+    for step in range(steps):
+        for layer in range(layers):
+            for branch in ("conditional", "unconditional"):
+                site = Site(layer, step, steps, branch)  # type: ignore[arg-type]
+                reason = "dense_step" if step == 0 else None
+                if (step, layer) == (steps - 1, 0):
+                    reason = "attention_mask"
+                density = 1.0 if reason else 0.25 if branch == "conditional" else 0.35
+                records.append(SiteRecord(site, density, reason, "dense" if reason else "gathered"))
+    return Stats(tuple(records), state_bytes=1234)
+
+
+def make_pair(*, compare: bool = True, identical: bool = False) -> Pair:
+    """A dense and a sparse run that never happened."""
+    times = {"end_to_end_s": 3.0, "denoise_s": 2.0, "transformer_s": 1.5, "step_s": (0.5, 0.5, 0.5, 0.5)}
+    dense = Run(frames=make_video(), **{**times, "denoise_s": 5.0})
+    frames = dense.frames if identical else np.clip(dense.frames + 0.02, 0, 1)
+    sparse = Run(frames=frames, stats=make_stats(), **times)
+    method = {"method": "svg2", "density": 0.25}
+    return Pair(sparse, dense if compare else None, method, torch.device("cpu"), warmup=False)
+
+
+def make_context(prompt: str = SCRIPT_PROMPT) -> Context:
+    """Context with markup in every text a user controls."""
+    model = ModelInfo(
+        name="models/<b>bold</b>",
+        pipeline="WanPipeline",
+        denoisers={"transformer": "X"},
+        config_sha256="0" * 64,
+    )
+    return Context(
+        prompt, seed=7, model=model, command=f"dit-sparse generate '{prompt}'", config={"method": "svg2"}
+    )

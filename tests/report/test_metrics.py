@@ -1,0 +1,100 @@
+"""Metrics against formulae written out independently in numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from report_samples import make_video
+
+from dit_sparse.report.measure import compare_frames
+from dit_sparse.report.metrics import amplified_difference, psnr_per_frame, ssim_per_frame
+
+
+def ssim_by_hand(a: np.ndarray, b: np.ndarray) -> float:
+    """Wang et al. 2004 on one channel: 11 x 11 Gaussian window, interior windows only."""
+    axis = np.arange(-5, 6)
+    window = np.exp(-(axis**2) / (2 * 1.5**2))
+    window = np.outer(window, window)
+    window /= window.sum()
+
+    def blur(image: np.ndarray) -> np.ndarray:
+        return (np.lib.stride_tricks.sliding_window_view(image, (11, 11)) * window).sum(axis=(-1, -2))
+
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return float((value / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())
+
+
+@pytest.fixture
+def videos() -> tuple[np.ndarray, np.ndarray]:
+    a = make_video()
+    return a, np.clip(a + np.random.default_rng(1).normal(0, 0.05, a.shape), 0, 1).astype(np.float32)
+
+
+def test_psnr_agrees_with_the_formula(videos):
+    a, b = videos
+    expected = [20 * math.log10(1 / math.sqrt(((x.astype("f8") - y) ** 2).mean())) for x, y in zip(a, b)]
+    assert psnr_per_frame(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_ssim_agrees_with_the_formula(videos):
+    a, b = videos
+    expected = [np.mean([ssim_by_hand(x[..., c], y[..., c]) for c in range(3)]) for x, y in zip(a, b)]
+    assert ssim_per_frame(a, b) == pytest.approx(expected, abs=1e-6)
+
+
+def test_identical_videos_are_named_so():
+    metrics = compare_frames(make_video(), make_video())
+    assert metrics.identical
+    assert metrics.psnr is None
+    assert metrics.ssim == pytest.approx(1.0)
+    assert metrics.per_frame is not None
+    assert metrics.per_frame.psnr == [None] * 5
+
+
+def test_identical_frames_do_not_enter_the_mean(videos):
+    a, b = videos
+    b = b.copy()
+    b[0] = a[0]
+    metrics = compare_frames(a, b)
+    assert metrics.identical_frames == 1
+    assert not metrics.identical
+    assert metrics.psnr == pytest.approx(np.mean(psnr_per_frame(a, b)[1:]))
+
+
+def test_single_frame():
+    metrics = compare_frames(make_video(1), make_video(1, seed=2))
+    assert metrics.per_frame is not None
+    assert len(metrics.per_frame.ssim) == 1
+
+
+@pytest.mark.parametrize("metric", [psnr_per_frame, ssim_per_frame, compare_frames])
+def test_what_cannot_be_compared_is_refused(metric):
+    a = make_video()
+    with pytest.raises(ValueError, match=r"different shapes: \(5, 33, 47, 3\) and \(4, 33, 47, 3\)"):
+        metric(a, a[:4])
+    broken = a.copy()
+    broken[3, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite values, first in frame 3"):
+        metric(a, broken)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        metric(a, a * 255)
+    with pytest.raises(ValueError, match=r"\[F, H, W, 3\]"):
+        metric(a[..., 0], a[..., 0])
+
+
+def test_ssim_needs_its_window():
+    with pytest.raises(ValueError, match="11 x 11"):
+        ssim_per_frame(make_video(1, 8, 8), make_video(1, 8, 8))
+
+
+def test_difference_is_amplified_and_clipped():
+    a = np.zeros((1, 2, 2, 3), np.float32)
+    assert np.allclose(amplified_difference(a, a + 0.1, 4), 0.4)
+    assert np.allclose(amplified_difference(a, a + 0.5, 4), 1.0)
