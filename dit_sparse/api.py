@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -16,8 +17,11 @@ from dit_sparse.adapters.base import find_adapter
 from dit_sparse.adapters.steps import StepTracker
 from dit_sparse.engine import SparseMethod
 from dit_sparse.methods import MethodConfig, ModelInfo, make_method
+from dit_sparse.presets import load_preset
 from dit_sparse.runtime import Runtime
 from dit_sparse.stats import Stats
+
+DEFAULT_METHOD = "svg2"
 
 _HANDLES: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
 
@@ -89,8 +93,9 @@ class Handle:
 
 def enable_sparse_attention(
     pipe_or_transformer: Any,
-    method: str | MethodConfig | SparseMethod = "svg2",
+    method: str | MethodConfig | SparseMethod | None = None,
     *,
+    profile: str | Path | None = None,
     backend: str = "auto",
     strict: bool = False,
     **fields: Any,
@@ -101,8 +106,11 @@ def enable_sparse_attention(
 
     Args:
         pipe_or_transformer: a diffusers pipeline (both experts of Wan 2.2 are covered) or a bare transformer.
-        method: a name from :func:`dit_sparse.list_methods`, a configuration such as ``SVG2(top_p=0.9)``, or
+        method: a name from :func:`dit_sparse.list_methods` ("svg2" when None), a configuration such as
+            ``SVG2(top_p=0.9)``, or
             an own composition of axes (:class:`dit_sparse.engine.SparseMethod`).
+        profile: instead of a method: name of a shipped preset (``dit-sparse list``) or path of a YAML file;
+            ``fields`` given here override its own.
         backend: kernel: "auto" or one of :func:`dit_sparse.kernels.available_backends`.
         strict: raise where only dense attention can serve a call, instead of running it dense and reporting
             it.
@@ -130,6 +138,13 @@ def enable_sparse_attention(
                 "call disable_sparse_attention() first"
             )
     _check_backend(backend)
+    if profile is not None:
+        if method is not None:
+            raise ValueError(
+                f"give a method or a profile, not both: got {method!r} and profile={str(profile)!r}"
+            )
+        preset = load_preset(profile)
+        method, fields = preset.method, {**preset.fields, **fields}
     if isinstance(method, SparseMethod):
         if fields:
             raise ValueError(
@@ -137,7 +152,7 @@ def enable_sparse_attention(
             )
         config: MethodConfig = _Given(method)
     else:
-        config = make_method(method, **fields)
+        config = make_method(DEFAULT_METHOD if method is None else method, **fields)
     tracker = StepTracker(scheduler_of(pipe_or_transformer))
     plans = []
     for name, transformer in transformers.items():
@@ -162,7 +177,7 @@ def disable_sparse_attention(pipe_or_transformer: Any) -> None:
 
 @contextmanager
 def sparse_attention(
-    pipe_or_transformer: Any, method: str | MethodConfig | SparseMethod = "svg2", **options: Any
+    pipe_or_transformer: Any, method: str | MethodConfig | SparseMethod | None = None, **options: Any
 ) -> Iterator[Handle]:
     """Sparse attention inside a ``with`` block; everything is put back at its end, also after an exception.
 

@@ -14,9 +14,10 @@ from dit_sparse.schedule import Schedule
 from dit_sparse.selectors import SelectionInput, Selector, forced_pairs
 from dit_sparse.state import LayerState
 
-LONG_SEQUENCE = 8192
-"""From this many tokens on, ``block_size="auto"`` takes 128-token blocks; shorter sequences get 64, for
-resolution."""
+AUTO_BLOCKS = ((8192, 128), (2048, 64), (0, 32))
+"""(tokens, block): ``block_size="auto"`` takes the block of the first row whose length is reached. 128 is
+what the GPU kernels are fastest at; short sequences, where a map of 128-blocks has few entries, get
+resolution instead."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class SparseMethod:
         """(query block, key block) in tokens for a sequence of this length."""
         if isinstance(self.block_size, int):
             return (self.block_size, self.block_size)
-        size = 128 if num_tokens >= LONG_SEQUENCE else 64
+        size = next(block for length, block in AUTO_BLOCKS if num_tokens >= length)
         return (size, size)
 
 

@@ -51,7 +51,7 @@ def main() -> None:
         call |= {k: v for k, v in cogvideox_inputs().items() if k != "output_type"}
         sparse |= {"min_tokens": 0, "block_size": 16}
     else:
-        pipe = CogVideoXPipeline.from_pretrained(args.model, torch_dtype=torch.bfloat16)
+        pipe = CogVideoXPipeline.from_pretrained(args.model, dtype=torch.bfloat16)
         pipe.vae.enable_tiling()
         pipe.enable_model_cpu_offload()
         call |= {"prompt": args.prompt, "num_inference_steps": args.steps}

@@ -49,11 +49,9 @@ def main() -> None:
     else:
         # The transformer in bfloat16, the rest in float16, as its authors publish it.
         transformer = HunyuanVideoTransformer3DModel.from_pretrained(
-            args.model, subfolder="transformer", torch_dtype=torch.bfloat16
+            args.model, subfolder="transformer", dtype=torch.bfloat16
         )
-        pipe = HunyuanVideoPipeline.from_pretrained(
-            args.model, transformer=transformer, torch_dtype=torch.float16
-        )
+        pipe = HunyuanVideoPipeline.from_pretrained(args.model, transformer=transformer, dtype=torch.float16)
         pipe.vae.enable_tiling()
         pipe.enable_model_cpu_offload()
         call |= {"prompt": args.prompt, "num_inference_steps": args.steps}

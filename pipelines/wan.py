@@ -54,8 +54,8 @@ def main() -> None:
     else:
         # The autoencoder stays in float32, as its authors publish it; flow_shift 3 is theirs for 480p, 5 for
         # 720p.
-        vae = AutoencoderKLWan.from_pretrained(args.model, subfolder="vae", torch_dtype=torch.float32)
-        pipe = WanPipeline.from_pretrained(args.model, vae=vae, torch_dtype=torch.bfloat16)
+        vae = AutoencoderKLWan.from_pretrained(args.model, subfolder="vae", dtype=torch.float32)
+        pipe = WanPipeline.from_pretrained(args.model, vae=vae, dtype=torch.bfloat16)
         shift = 5.0 if args.height >= 720 else 3.0
         pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=shift)
         pipe.enable_model_cpu_offload()

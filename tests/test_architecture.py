@@ -24,10 +24,11 @@ BELOW = {
     "adapters": {"layout", "runtime"},
     "stats": {"layout", "runtime"},
     "embedded": set(),
+    "presets": set(),
     "_install": {"api"},
-    "api": {"adapters", "engine", "kernels", "methods", "runtime", "stats"},
+    "api": {"adapters", "engine", "kernels", "methods", "presets", "runtime", "stats"},
     "report": {"layout", "stats", "embedded", "api"},
-    "cli": {"report", "adapters", "api", "methods", "embedded", "kernels", "stats", "layout"},
+    "cli": {"report", "adapters", "api", "methods", "embedded", "kernels", "presets", "stats", "layout"},
     "": {"_install", "adapters", "api", "methods", "stats"},
 }
 HOME_OF = {"triton": "kernels", "flash_attn": "kernels", "flash_kmeans": "kernels", "diffusers": "adapters"}

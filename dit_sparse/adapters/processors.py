@@ -179,8 +179,8 @@ def _tapped(
     """Backend function of diffusers' dispatch, ``[B, N, H, D]`` in and out."""
     if dropout_p or is_causal or enable_gqa:
         raise ValueError(
-            "sparse attention takes plain self-attention; got "
-            f"dropout_p={dropout_p}, is_causal={is_causal}, enable_gqa={enable_gqa}: call disable_sparse_attention() for this model"
+            f"sparse attention takes plain self-attention; got dropout_p={dropout_p}, "
+            f"is_causal={is_causal}, enable_gqa={enable_gqa}: call disable_sparse_attention() for this model"
         )
     return _parallel_config.tap.attend(query, key, value, attn_mask, scale)
 
@@ -205,7 +205,8 @@ def make_processor(stock: Any, tap: Tap) -> Any:
 
     ``stock`` is left untouched; its attributes are copied.
     """
-    processor: Any = object.__new__(_processor_class(type(stock)))
+    cls: Any = type(stock)
+    processor: Any = object.__new__(_processor_class(cls))
     for name, value in vars(stock).items():
         setattr(processor, name, value)
     processor.tap, processor.stock = tap, stock

@@ -11,7 +11,7 @@ def list_everything() -> None:
     import dit_sparse
     from dit_sparse import kernels
     from dit_sparse.adapters.loading import quiet
-    from dit_sparse.cli.probes import shipped_profiles
+    from dit_sparse.presets import list_presets
 
     quiet()
     console = Console()
@@ -33,4 +33,4 @@ def list_everything() -> None:
         (family, ", ".join(classes)) for family, classes in dit_sparse.supported_models().items()
     ])  # fmt: skip
     section("Backends", list(kernels.available_backends().items()))
-    section("Profiles", [(name, "") for name in shipped_profiles()], empty="none shipped with this version")
+    section("Profiles", [(name, "") for name in list_presets()], empty="none shipped with this version")

@@ -28,7 +28,7 @@ class GenerateOptions(BaseModel):
     guidance: float | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0)
     fps: float | None = Field(default=None, gt=0)
-    method: str = "svg2"
+    method: str | None = None
     density: float | None = None
     dense_steps: int | float | list[int] | None = None
     dense_layers: float | list[int] | str | None = None
@@ -58,7 +58,9 @@ class GenerateOptions(BaseModel):
         fields = {key: value for key, value in given.items() if value is not None}
         if twice := sorted(fields.keys() & self.set.keys()):
             raise ValueError(f"{twice[0]} is given twice: by its own option and by --set")
-        return {"method": self.method, "backend": self.backend, "strict": self.strict, **fields, **self.set}
+        if self.method is not None:
+            fields["method"] = self.method
+        return {"backend": self.backend, "strict": self.strict, **fields, **self.set}
 
     def pipeline_call(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments of the pipeline; ``defaults`` fill sizes, steps and guidance."""

@@ -7,14 +7,12 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
-from pathlib import Path
 from typing import Literal
 
+from dit_sparse.presets import list_presets
 from dit_sparse.report.extras import INSTALL_COMMAND
 
 State = Literal["ok", "missing", "broken"]
-PROFILE_SUFFIXES = (".safetensors", ".yaml")
 REPORT_PACKAGES = ("av", "scikit-image", "jinja2")
 BACKEND_PACKAGES = {
     "triton": ("triton", "pip install triton"),
@@ -53,18 +51,8 @@ def examine() -> Iterator[Finding]:
         yield _package(name, INSTALL_COMMAND, needed=True)
     yield _encoder()
     yield _lpips()
-    profiles = shipped_profiles()
+    profiles = list_presets()
     yield Finding("profiles", "ok", ", ".join(profiles) if profiles else "none shipped with this version")
-
-
-def shipped_profiles() -> list[str]:
-    """Names of the profiles that came with the package, or lie in the repository it is run from."""
-    package = Path(str(files("dit_sparse")))
-    names: set[str] = set()
-    for root in (package / "profiles", package.parent / "profiles"):
-        found = (p for suffix in PROFILE_SUFFIXES for p in root.rglob(f"*{suffix}"))
-        names |= {p.relative_to(root).with_suffix("").as_posix() for p in found}
-    return sorted(names)
 
 
 def _package(name: str, remedy: str, *, needed: bool) -> Finding:

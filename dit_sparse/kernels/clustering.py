@@ -75,9 +75,14 @@ def _pass_over(x: Tensor, centroids: Tensor, sums: Tensor | None) -> tuple[Tenso
 
 
 def _lloyd(x: Tensor, centroids: Tensor, iterations: int) -> KMeansResult:
+    previous: Tensor | None = None
     for _ in range(iterations):
         sums = torch.zeros_like(centroids)
-        _, sizes = _pass_over(x, centroids, sums)
+        labels, sizes = _pass_over(x, centroids, sums)
+        if x.device.type == "cpu":  # on a GPU the question would wait for the device
+            if previous is not None and torch.equal(labels, previous):
+                return KMeansResult(labels, centroids, sizes.int())  # converged: nothing would move any more
+            previous = labels
         centroids = torch.where((sizes > 0)[..., None], sums / sizes.clamp(min=1)[..., None], centroids)
     labels, sizes = _pass_over(x, centroids, None)
     return KMeansResult(labels, centroids, sizes.int())

@@ -83,6 +83,8 @@ def _flash4_refusal(request: Request) -> str | None:
         return f"needs an NVIDIA GPU, the tensors are on {request.device}"
     if not installed("flash_attn.cute"):
         return "flash-attn-4 is not installed: pip install 'dit-sparse[gpu]'"
+    if (broken := flash4.import_error()) is not None:
+        return broken
     capability = torch.cuda.get_device_capability(request.device)
     return flash4.limits(capability, request.dtype, request.head_dim, request.block_size)
 

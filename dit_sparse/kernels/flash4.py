@@ -12,12 +12,23 @@ be a multiple of 256 and the key block of 128; head sizes must be multiples of 8
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dit_sparse.layout import BlockMap
+
+
+@lru_cache
+def import_error() -> str | None:
+    """Why the installed library does not import (a missing CUTLASS runtime, say), or None; tried once."""
+    try:
+        import flash_attn.cute  # noqa: F401
+    except Exception as error:  # a broken install of a compiled package can raise anything
+        return f"flash-attn-4 is installed but does not import ({type(error).__name__}: {error}"[:240] + ")"
+    return None
 
 
 def limits(

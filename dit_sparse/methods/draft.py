@@ -27,7 +27,7 @@ class Draft(MethodConfig):
     Args:
         density: fraction of blocks to compute, in (0, 1]; the paper's 75% sparsity.
         patch: patch height and width in tokens; their product should be the block size (8x16 = 128). None
-            takes 8x16 for 128-token blocks and 8x8 for smaller ones.
+            takes 8x16 for 128-token blocks, 8x8 for 64, 8x4 for 32.
         dense_steps: the paper's first 25% of the steps.
         dense_layers: layers left dense.
         refresh_interval: steps that share a plan; 1 as in the paper.

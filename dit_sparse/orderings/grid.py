@@ -66,7 +66,7 @@ class Tiles:
 
     Args:
         tile: tokens per tile along T, H and W, each >= 1; None takes patches of one frame that fill a query
-            block: 8x16 for 128-token blocks, 8x8 for 64.
+            block: 8x16 for 128-token blocks, 8x8 for 64, 8x4 for 32.
     """
 
     tile: tuple[int, int, int] | None = None

@@ -27,7 +27,7 @@ class SemanticClusters:
 
     q_clusters: int = 300
     kv_clusters: int = 1000
-    min_tokens_per_q_cluster: int = 64
+    min_tokens_per_q_cluster: int = 32
     min_tokens_per_kv_cluster: int = 16
     first_iterations: int = 50
     iterations: int = 2

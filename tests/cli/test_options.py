@@ -84,7 +84,7 @@ def test_missing_config_and_prompt(tmp_path):
 def test_only_what_was_given_reaches_the_method_and_the_pipeline():
     options = GenerateOptions(prompt="p", density=0.25, set={"top_p": 0.9}, width=64)
     assert options.sparse_call() == {
-        "method": "svg2", "backend": "auto", "strict": False, "density": 0.25, "top_p": 0.9,
+        "backend": "auto", "strict": False, "density": 0.25, "top_p": 0.9,
     }  # fmt: skip
     assert options.pipeline_call({}) == {"prompt": "p", "width": 64}
     assert options.pipeline_call({"width": 1, "height": 2, "guidance": 4.0}) == {

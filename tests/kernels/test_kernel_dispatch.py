@@ -137,3 +137,12 @@ def test_without_lse_a_tensor_comes_back(call):
     out = block_sparse_attention(**call)
     assert isinstance(out, torch.Tensor)
     assert torch.equal(out, block_sparse_attention(**call, return_lse=True)[0])
+
+
+def test_a_broken_flash_attention_is_a_reason_not_a_crash(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    flash4.import_error.cache_clear()
+    try:
+        assert "does not import" in flash4.import_error()
+    finally:
+        flash4.import_error.cache_clear()
