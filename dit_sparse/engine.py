@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse import kernels
+from dit_sparse.corrections import Correction, CorrectionInput
 from dit_sparse.layout import AttentionPlan, BlockMap, Site, TokenLayout
 from dit_sparse.orderings import Ordering, PlanContext, Raster
 from dit_sparse.schedule import Schedule
@@ -28,6 +29,7 @@ class SparseMethod:
         name: shown in summaries and reports.
         selector: which block pairs are computed.
         ordering: in which order tokens sit.
+        correction: how what was skipped is made good; None for not at all.
         schedule: when the sparse path runs.
         block_size: tokens per block on both axes, or "auto" by sequence length.
     """
@@ -35,6 +37,7 @@ class SparseMethod:
     name: str
     selector: Selector
     ordering: Ordering = field(default_factory=Raster)
+    correction: Correction | None = None
     schedule: Schedule = field(default_factory=Schedule)
     block_size: int | str = "auto"
 
@@ -100,8 +103,7 @@ def sparse_attention(
         # layer.
         state.plan, state.plan_step = (fresh.plan if interval > 1 else None), site.step
     v_sorted = _permute(v, fresh.plan.kv_order)
-    out = kernels.block_sparse_attention(fresh.q, fresh.k, v_sorted, fresh.block_map, scale=scale, impl=impl)
-    assert isinstance(out, Tensor)
+    out = _attend(fresh, v_sorted, method.correction, scale, impl)
     q_order = fresh.plan.q_order
     return (out if q_order is None else kernels.restore_rows(out, q_order)), fresh.plan
 
@@ -114,6 +116,18 @@ class _Fresh:
     block_map: BlockMap
     q: Tensor
     k: Tensor
+
+
+def _attend(fresh: _Fresh, v: Tensor, correction: Correction | None, scale: float, impl: str) -> Tensor:
+    """Sparse attention in the reordered sequence, corrected: ``[B, N, H, D]``."""
+    result = kernels.block_sparse_attention(
+        fresh.q, fresh.k, v, fresh.block_map, scale=scale, return_lse=correction is not None, impl=impl
+    )
+    if correction is None:
+        assert isinstance(result, Tensor)
+        return result
+    out, lse = result
+    return correction.apply(CorrectionInput(fresh.q, fresh.k, v, out, lse, fresh.block_map, scale))
 
 
 def _make_plan(q: Tensor, k: Tensor, method: SparseMethod, context: PlanContext) -> _Fresh:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dit_sparse.corrections import correction_named
 from dit_sparse.engine import SparseMethod
 from dit_sparse.methods.base import MethodConfig, ModelInfo, register_method
 from dit_sparse.orderings import Tiles
@@ -28,6 +29,7 @@ class Draft(MethodConfig):
         density: fraction of blocks to compute, in (0, 1]; the paper's 75% sparsity.
         patch: patch height and width in tokens; their product should be the block size (8x16 = 128). None
             takes 8x16 for 128-token blocks, 8x8 for 64, 8x4 for 32.
+        correction: "none" as in the paper, or "pooled": skipped blocks enter through their means.
         dense_steps: the paper's first 25% of the steps.
         dense_layers: layers left dense.
         refresh_interval: steps that share a plan; 1 as in the paper.
@@ -40,6 +42,7 @@ class Draft(MethodConfig):
 
     density: float = 0.25
     patch: tuple[int, int] | None = None
+    correction: str = "none"
     dense_steps: DenseSteps = 0.25
     dense_layers: DenseLayers | float = ()
     refresh_interval: int = 1
@@ -52,6 +55,7 @@ class Draft(MethodConfig):
             name=self.name,
             ordering=Tiles(None if self.patch is None else (1, *self.patch)),
             selector=TopK(self.density, scope="head"),
+            correction=correction_named(self.correction),
             schedule=Schedule(self.dense_steps, self.dense_layers, self.refresh_interval, self.min_tokens),
             block_size=self.block_size,
         )

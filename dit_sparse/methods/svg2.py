@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dit_sparse.corrections import correction_named
 from dit_sparse.engine import SparseMethod
 from dit_sparse.methods.base import MethodConfig, ModelInfo, register_method
 from dit_sparse.orderings import SemanticClusters
@@ -35,6 +36,7 @@ class SVG2(MethodConfig):
             400/1000.
         first_iterations, iterations: Lloyd iterations without and with carried centroids.
         score: "centroid" as in the paper, or "pooled" over the fixed blocks.
+        correction: "none" as in the paper, or "pooled": skipped blocks enter through their means.
         dense_steps: None takes the paper's guard: the first 20% of the steps, 10% for HunyuanVideo.
         dense_layers: the paper's first 3% of the layers.
         refresh_interval: steps that share a plan; 1 as in the paper.
@@ -53,6 +55,7 @@ class SVG2(MethodConfig):
     first_iterations: int = 50
     iterations: int = 2
     score: Score = "centroid"
+    correction: str = "none"
     dense_steps: DenseSteps | None = None
     dense_layers: DenseLayers | float = 0.03
     refresh_interval: int = 1
@@ -72,6 +75,7 @@ class SVG2(MethodConfig):
                 iterations=self.iterations,
             ),
             selector=TopP(self.top_p, self.density, self.min_kc_ratio, self.score),
+            correction=correction_named(self.correction),
             schedule=Schedule(dense_steps, self.dense_layers, self.refresh_interval, self.min_tokens),
             block_size=self.block_size,
         )

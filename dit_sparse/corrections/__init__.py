@@ -1,0 +1,23 @@
+"""Corrections: one small file per idea; see :mod:`dit_sparse.corrections.base` for the contract."""
+
+from __future__ import annotations
+
+from dit_sparse.corrections.base import Correction, CorrectionInput
+from dit_sparse.corrections.pooled import PooledCompensation
+
+CORRECTIONS: dict[str, Correction | None] = {"none": None, "pooled": PooledCompensation()}
+"""By the name that methods take in their ``correction`` field."""
+
+
+def correction_named(name: str) -> Correction | None:
+    """The correction of this name; None for "none".
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in CORRECTIONS:
+        raise ValueError(f"unknown correction {name!r}: use one of {', '.join(CORRECTIONS)}")
+    return CORRECTIONS[name]
+
+
+__all__ = ["CORRECTIONS", "Correction", "CorrectionInput", "PooledCompensation", "correction_named"]

@@ -1,0 +1,39 @@
+"""Correction axis: how what was skipped is made good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dit_sparse.layout import BlockMap
+
+
+@dataclass(frozen=True)
+class CorrectionInput:
+    """All a correction may look at, in the reordered sequence.
+
+    Args:
+        q, k, v: ``[B, N, H, D]``.
+        out: sparse output ``[B, N, H, D]``.
+        lse: float32 ``[B, H, N]`` over the kept keys.
+        block_map: kept pairs.
+        scale: factor on the logits.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor
+    block_map: BlockMap
+    scale: float
+
+
+class Correction(Protocol):
+    """Improves the output of sparse attention."""
+
+    def apply(self, given: CorrectionInput) -> Tensor:
+        """The corrected output ``[B, N, H, D]`` in the dtype of ``given.out``."""
+        ...
