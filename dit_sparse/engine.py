@@ -95,21 +95,23 @@ def sparse_attention(
     interval = method.schedule.refresh_interval
     if state.plan is not None and 0 <= site.step - state.plan_step < interval:
         plan = state.plan
-        fresh = _Fresh(plan, plan.block_map.unpack(), _permute(q, plan.q_order), _permute(k, plan.kv_order))
+        reordered = _Reordered(
+            plan, plan.block_map.unpack(), _permute(q, plan.q_order), _permute(k, plan.kv_order)
+        )
     else:
         context = PlanContext(layout, site, scale, method.blocks_for(layout.num_tokens), state)
-        fresh = _make_plan(q, k, method, context)
+        reordered = _make_plan(q, k, method, context)
         # A plan that no later step would reuse is not kept: at 720p its orders are tens of megabytes per
         # layer.
-        state.plan, state.plan_step = (fresh.plan if interval > 1 else None), site.step
-    v_sorted = _permute(v, fresh.plan.kv_order)
-    out = _attend(fresh, v_sorted, method.correction, scale, impl)
-    q_order = fresh.plan.q_order
-    return (out if q_order is None else kernels.restore_rows(out, q_order)), fresh.plan
+        state.plan, state.plan_step = (reordered.plan if interval > 1 else None), site.step
+    v_sorted = _permute(v, reordered.plan.kv_order)
+    out = _attend(reordered, v_sorted, method.correction, scale, impl)
+    q_order = reordered.plan.q_order
+    return (out if q_order is None else kernels.restore_rows(out, q_order)), reordered.plan
 
 
 @dataclass(frozen=True)
-class _Fresh:
+class _Reordered:
     """A plan with what was made on the way: the unpacked map and the reordered q and k ``[B, N, H, D]``."""
 
     plan: AttentionPlan
@@ -118,19 +120,29 @@ class _Fresh:
     k: Tensor
 
 
-def _attend(fresh: _Fresh, v: Tensor, correction: Correction | None, scale: float, impl: str) -> Tensor:
+def _attend(
+    reordered: _Reordered, v: Tensor, correction: Correction | None, scale: float, impl: str
+) -> Tensor:
     """Sparse attention in the reordered sequence, corrected: ``[B, N, H, D]``."""
     result = kernels.block_sparse_attention(
-        fresh.q, fresh.k, v, fresh.block_map, scale=scale, return_lse=correction is not None, impl=impl
+        reordered.q,
+        reordered.k,
+        v,
+        reordered.block_map,
+        scale=scale,
+        return_lse=correction is not None,
+        impl=impl,
     )
     if correction is None:
         assert isinstance(result, Tensor)
         return result
     out, lse = result
-    return correction.apply(CorrectionInput(fresh.q, fresh.k, v, out, lse, fresh.block_map, scale))
+    return correction.apply(
+        CorrectionInput(reordered.q, reordered.k, v, out, lse, reordered.block_map, scale)
+    )
 
 
-def _make_plan(q: Tensor, k: Tensor, method: SparseMethod, context: PlanContext) -> _Fresh:
+def _make_plan(q: Tensor, k: Tensor, method: SparseMethod, context: PlanContext) -> _Reordered:
     """Order the tokens, then select blocks in the reordered sequence."""
     layout = context.layout
     video = slice(layout.video_start, layout.video_start + layout.video_tokens)
@@ -152,7 +164,7 @@ def _make_plan(q: Tensor, k: Tensor, method: SparseMethod, context: PlanContext)
     mask = method.selector.select(SelectionInput(q_sorted, k_sorted, order, forced, video_start, context))
     block_map = BlockMap.from_mask(mask, layout.num_tokens, layout.num_tokens, context.block_size)
     plan = AttentionPlan(q_order, kv_order, block_map.pack(), block_map.density())
-    return _Fresh(plan, block_map, q_sorted, k_sorted)
+    return _Reordered(plan, block_map, q_sorted, k_sorted)
 
 
 def _with_text(order: Tensor | None, layout: TokenLayout) -> Tensor | None:

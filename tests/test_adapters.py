@@ -30,6 +30,8 @@ from tiny import (
 
 import dit_sparse
 from dit_sparse import SVG2, Draft
+from dit_sparse.adapters import find_adapter
+from dit_sparse.adapters.loading import compile_blocks
 from dit_sparse.engine import SparseMethod
 from dit_sparse.schedule import Schedule
 from dit_sparse.selectors import TopK
@@ -397,3 +399,15 @@ def test_a_mask_runs_dense_and_is_reported():
     with torch.no_grad(), dit_sparse.sparse_attention(transformer, "svg2", strict=True, **ALWAYS):
         with pytest.raises(RuntimeError, match="mask"):
             transformer(**given)
+
+
+@families
+def test_compile_blocks_covers_every_attention_layer(family):
+    pipe, _ = both(family)
+    compile_blocks(pipe)
+    compiled = {
+        path for path, module in pipe.transformer.named_modules() if module._compiled_call_impl is not None
+    }
+    layers = find_adapter(pipe.transformer).attention_layers(pipe.transformer)
+    assert compiled == {path.rpartition(".")[0] for path, _ in layers}
+    assert len(compiled) == 2

@@ -21,9 +21,11 @@ import train_tiny  # noqa: E402
 from diffusers import WanPipeline  # noqa: E402
 from tiny_wan import captions, scenes, shapes  # noqa: E402
 from tiny_wan.config import Plan, toy_plan  # noqa: E402
+from tiny_wan.fused_norm import largest_error  # noqa: E402
 from tiny_wan.models import build_models  # noqa: E402
-from tiny_wan.muon import Muon, orthogonalize  # noqa: E402
+from tiny_wan.muon import Muon, Optimizers, orthogonalize  # noqa: E402
 from tiny_wan.render import render  # noqa: E402
+from tiny_wan.replay import Replay  # noqa: E402
 from tiny_wan.resume import Progress, load_bundle, newest, save_bundle, start_from  # noqa: E402
 from tiny_wan.runtime import Average, Workspace, learning_rate, run_stage  # noqa: E402
 from tiny_wan.text import END, PAD, AttributeHeads, build_tokenizer, caption_scenes, encode_text, tokenize  # noqa: E402
@@ -357,6 +359,46 @@ def test_the_average_follows_the_parameters():
     average.set_step(10**6)
     average.update()
     assert average.shadow[0].tolist() == pytest.approx([0.1] * 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_recorded_steps_train_as_unrecorded_ones_do(tmp_path):
+    assert largest_error(torch.device("cuda")) < 0.02
+    weights, recorded = [], []
+    for graphs in (False, True):
+        torch.manual_seed(0)
+        work = Workspace(tmp_path, torch.device("cuda"), graphs=graphs)
+        layer = torch.nn.Linear(16, 16, device="cuda")
+        optimizer = Optimizers(torch.nn.ModuleDict({"layer": layer}), 0.02, 0.02, exclude=(), fused=True)
+        average = Average(layer.parameters(), decay=0.9)
+        data = torch.randn(32, 16, device="cuda")
+
+        def body(layer=layer, optimizer=optimizer, average=average, data=data):
+            loss = (layer(data) - data.flip(0)).square().mean()
+            optimizer.minimize(loss)
+            average.update()
+            return {"loss": loss.detach()}
+
+        replay = Replay(work, "toy", body)
+        losses = []
+        for index in range(12):
+            optimizer.scale.fill_(1 - index / 12)
+            average.set_step(index)
+            losses.append(replay()["loss"].item())
+        assert losses[-1] < losses[0]
+        weights.append((layer.weight.detach(), *average.shadow))
+        recorded.append(replay.graph is not None)
+    assert recorded == [False, True]
+
+    def waits():
+        return {"sum": torch.tensor(torch.randn(3, device="cuda").sum().item())}
+
+    work = Workspace(tmp_path, torch.device("cuda"), graphs=True)
+    replay = Replay(work, "waits for the device", waits)
+    assert all(replay()["sum"].isfinite() for _ in range(5)) and not work.graphs
+    for p, q in zip(*weights, strict=True):
+        torch.testing.assert_close(p, q, atol=2e-3, rtol=1e-2)
 
 
 def test_profile_names_what_costs(tmp_path, capsys):

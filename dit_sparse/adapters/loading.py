@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+
+from dit_sparse.adapters.attach import transformers_of
+from dit_sparse.adapters.base import find_adapter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -113,3 +116,15 @@ def _autoencoder_class(model: str | Path) -> str | None:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def compile_blocks(pipe: Any) -> None:
+    """Compile the blocks that hold self-attention, in place and one graph for all: diffusers' regional
+    compilation, also for models that do not name their repeated blocks.
+
+    Raises:
+        ValueError: for a transformer without adapter.
+    """
+    for transformer in transformers_of(pipe).values():
+        for path, _ in find_adapter(transformer).attention_layers(transformer):
+            transformer.get_submodule(path.rpartition(".")[0]).compile()

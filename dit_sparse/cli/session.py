@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dit_sparse.adapters.loading import load_pipeline
+from dit_sparse.adapters.loading import compile_blocks, load_pipeline
 from dit_sparse.cli.options import EMBEDDED_MODEL, GenerateOptions
-from dit_sparse.report.capabilities import capabilities, denoisers
+from dit_sparse.report.capabilities import capabilities
 from dit_sparse.report.compare import Context, Observer, generate_pair, write_comparison
 from dit_sparse.report.environment import describe_model
 from dit_sparse.report.schema import Report
@@ -33,10 +33,7 @@ def load(options: GenerateOptions) -> Any:
         model = str(tiny_wan_path())
     pipe = load_pipeline(model, options.dtype, options.device, options.offload)
     if options.compile:
-        for name, denoiser in denoisers(pipe).items():
-            if not getattr(denoiser, "_repeated_blocks", None):
-                raise ValueError(f"--compile: {name} ({type(denoiser).__name__}) declares no repeated blocks")
-            denoiser.compile_repeated_blocks()  # type: ignore[operator]
+        compile_blocks(pipe)
     return pipe
 
 

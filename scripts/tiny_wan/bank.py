@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from .config import Shape
 from .render import render
 from .runtime import Workspace
-from .scenes import sample_scenes
+from .scenes import Scenes, sample_scenes
 from .text import PARAPHRASES, caption_scenes, tokenize
-from .vae import encode_clip, latent_scale
+from .vae import Autoencoder, encode_clip, latent_scale
 
 _PIXELS = 24_000_000  # drawn and encoded at once
+
+
+_Chunk = tuple[Scenes, Tensor, Tensor]  # scenes, ids [B, P, 32], stated [B, P, 19]
+
+
+def _write(size: int, seed: int) -> _Chunk:
+    scenes = sample_scenes(size, seed)
+    return scenes, *caption_scenes(scenes, PARAPHRASES, seed)
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,9 @@ class Batch:
 
 
 class LatentBank:
-    """Up to `shape.bank` training clips of one shape, the same ones in every run."""
+    """Up to `shape.bank` training clips of one shape, drawn from `seed`."""
 
-    def __init__(self, work: Workspace, vae: AutoencoderKLWan, shape: Shape, seed: int) -> None:
+    def __init__(self, work: Workspace, vae: Autoencoder, shape: Shape, seed: int) -> None:
         self.work, self.vae, self.shape, self.seed = work, vae, shape, seed
         self.mean, self.std = latent_scale(vae, work.device)
         t, s = (shape.frames - 1) // 4 + 1, shape.side // 8
@@ -47,6 +55,8 @@ class LatentBank:
         self.attributes = torch.empty(shape.bank, columns, dtype=torch.int64, device=work.device)
         self.empty_ids = tokenize([""]).to(work.device)
         self.filled = self.drawn = 0
+        self.writer = ThreadPoolExecutor(1)  # writes captions while the device draws and encodes
+        self.waiting: tuple[int, int, Future[_Chunk]] | None = None
 
     def fill(self, seconds: float) -> None:
         """Add clips until the bank is full or the time is over (at least one chunk)."""
@@ -67,9 +77,7 @@ class LatentBank:
         for begin in range(0, count, self.chunk):
             room = self.shape.bank - self.drawn % self.shape.bank
             size = min(self.chunk, count - begin, room)
-            seed = self.seed + 1000 + self.drawn
-            scenes = sample_scenes(size, seed=seed)
-            ids, stated = caption_scenes(scenes, PARAPHRASES, seed=seed)
+            scenes, ids, stated = self._next_chunk(size)
             video = render(scenes, self.shape.frames, self.shape.side, self.work.device)
             latents, _ = encode_clip(self.vae, video.to(self.vae.dtype))
             place = slice(self.drawn % self.shape.bank, self.drawn % self.shape.bank + size)
@@ -79,6 +87,16 @@ class LatentBank:
             self.attributes[place].copy_(scenes.attributes, non_blocking=True)
             self.drawn += size
             self.filled = max(self.filled, min(self.drawn, self.shape.bank))
+
+    def _next_chunk(self, size: int) -> _Chunk:
+        """The next `size` scenes and captions; those after them are begun at once, in the background."""
+        if self.waiting is not None and self.waiting[:2] == (size, self.drawn):
+            chunk = self.waiting[2].result()
+        else:
+            chunk = _write(size, self.seed + 1000 + self.drawn)
+        after = self.drawn + size
+        self.waiting = (size, after, self.writer.submit(_write, size, self.seed + 1000 + after))
+        return chunk
 
     def sample(self, caption_dropout: float) -> Batch:
         """A random batch; a caption is one of its clip's paraphrases or, at rate `caption_dropout`, empty."""

@@ -28,7 +28,7 @@ from .scenes import (
 )
 
 MAX_TOKENS = 32  # text length in training; a caption has at most 31 tokens with its end mark
-NUM_HELD_OUT = 64
+NUM_HELD_OUT, NUM_SWEEP = 64, 32
 
 _SYNONYMS = {
     "circle": ("circle", "circle", "circle", "circle", "ball"),
@@ -132,10 +132,19 @@ def describe(row: Sequence[int], rng: random.Random, complete: bool = False) -> 
     return Caption(_with_articles(text), tuple(stated))
 
 
-def held_out_captions() -> list[tuple[list[int], str]]:
-    """The 64 held-out scenes and their captions, always the same."""
-    rng = random.Random(64)
-    rows: list[list[int]] = sample_scenes(NUM_HELD_OUT, seed=64, held_out=True).attributes.tolist()
+def held_out_captions(sweep: bool = False) -> list[tuple[list[int], str]]:
+    """64 held-out scenes and their captions, always the same; `sweep`: 32 others, to choose settings by."""
+    final = _complete_captions(NUM_HELD_OUT, seed=64)
+    if not sweep:
+        return final
+    known = {text for _, text in final}
+    others = [pair for pair in _complete_captions(NUM_HELD_OUT, seed=65) if pair[1] not in known]
+    return others[:NUM_SWEEP]
+
+
+def _complete_captions(count: int, seed: int) -> list[tuple[list[int], str]]:
+    rng = random.Random(seed)
+    rows: list[list[int]] = sample_scenes(count, seed, held_out=True).attributes.tolist()
     return [(row, describe(row, rng, complete=True).text) for row in rows]
 
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from .config import Plan
-from .runtime import Workspace
+from .runtime import LOG_FILE, Workspace
 from .scenes import HELD_OUT_FRACTION
 
 
@@ -19,8 +19,8 @@ def model_card(work: Workspace, plan: Plan, metrics: dict[str, Any]) -> str:
     """Markdown: what the model is, how it was made, what it does."""
     main, high = plan.main, plan.high
     device = torch.cuda.get_device_name() if work.device.type == "cuda" else platform.processor() or "CPU"
-    lines = [json.loads(line) for line in (work.folder / "train_log.jsonl").read_text().splitlines()]
-    stages = [line for line in lines if line.get("finished")]
+    lines = [json.loads(line) for line in (work.folder / LOG_FILE).read_text().splitlines()]
+    stages = [line for line in lines if line.get("finished") is True]
     psnr = metrics["vae_psnr_db"]
     parameters = metrics["parameters"]
     budgets = {"text": plan.text_seconds, "vae": plan.vae_seconds, **{s.name: s.seconds for s in plan.stages}}
@@ -56,7 +56,7 @@ Recommended: {main.name} (frames x height x width) or {high.name}, {plan.eval_st
 - Data: clips drawn by `scripts/tiny_wan` from signed distance functions, captions from a grammar;
   seed {plan.seed}. One in {HELD_OUT_FRACTION} combinations of main shape, colour, motion and background is
   held out (`heldout_prompts.txt` lists 64 of them).
-- Autoencoder: L1 + 0.5 MSE + 0.25 gradient L1 + 1e-4 KL.
+- Autoencoder: L1 + 3 MSE + 0.25 gradient L1 + 1e-4 KL.
 - Text encoder: cross-entropy of all scene attributes read from every token, at first alone, then with weight
   {plan.attribute_weight} beside the diffusion loss.
 - Denoiser: flow matching, velocity = noise - clip, {plan.caption_dropout:.0%} empty captions.
@@ -72,13 +72,13 @@ Colour and shape of the main object, named by a classifier trained on real rende
 {_table(["clips", "number", "colour", "shape", "both"], _score_rows(metrics))}
 
 The classifier's own accuracy on held-out clips: {metrics["classifier_accuracy"]}.
-Guidance, first half of the captions: {metrics["guidance_sweep"]}.
+Guidance, chosen on other held-out captions: {metrics["guidance_sweep"]}.
 
 Autoencoder, PSNR in dB on held-out clips: {figures}.
 Per frame at {main.name}: {psnr[main.name]["per_frame"]}.
 
-Contact sheets: `contact_sheets_main.jpg`, `contact_sheets_high.jpg` (generated),
-`contact_sheets_real.jpg` (data).
+Contact sheets: `contact_sheet_main.jpg` and `contact_sheet_high.jpg`, generated clips of held-out captions
+and, below them, drawn ones ("real"). All figures: `metrics.json` in the pipeline's folder.
 """
 
 

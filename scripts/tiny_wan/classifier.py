@@ -10,14 +10,14 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from .config import Plan
 from .render import render
-from .runtime import Workspace, learning_rate, run_stage
+from .runtime import Stateful, Workspace, learning_rate, run_stage
 from .scenes import COLORS, COLUMN, SHAPES, Scenes, sample_scenes
 from .train_vae import reconstruct
+from .vae import Autoencoder
 
 FRAMES, SIDE = 4, 128
 _CHUNK = 32
@@ -29,7 +29,7 @@ class Classifier(nn.Module):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         channels = [3, width, 2 * width, 4 * width, 8 * width]
-        blocks = []
+        blocks: list[nn.Module] = []
         for before, after in itertools.pairwise(channels):
             blocks += [
                 nn.Conv2d(before, after, 5 if before == 3 else 3, stride=2, padding=1),
@@ -68,9 +68,7 @@ def judge(classifier: Classifier, clips: Tensor, attributes: Tensor) -> dict[str
 
 
 @torch.no_grad()
-def _example_frames(
-    work: Workspace, plan: Plan, vae: AutoencoderKLWan, scenes: Scenes
-) -> tuple[Tensor, Tensor]:
+def _example_frames(work: Workspace, plan: Plan, vae: Autoencoder, scenes: Scenes) -> tuple[Tensor, Tensor]:
     """Frames of real and of reconstructed clips, uint8 [N, 3, 4, 128, 128] each."""
     real: list[Tensor] = []
     rebuilt: list[Tensor] = []
@@ -81,9 +79,7 @@ def _example_frames(
     return torch.cat(real), torch.cat(rebuilt)
 
 
-def train_classifier(
-    work: Workspace, plan: Plan, vae: AutoencoderKLWan
-) -> tuple[Classifier, dict[str, float]]:
+def train_classifier(work: Workspace, plan: Plan, vae: Autoencoder) -> tuple[Classifier, dict[str, float]]:
     """A trained classifier, and its accuracies on held-out real and reconstructed clips."""
     classifier = Classifier().to(work.device)
     scenes = sample_scenes(plan.classifier_clips, seed=51)
@@ -109,14 +105,12 @@ def train_classifier(
         optimizer.zero_grad(set_to_none=True)
         return {"loss": loss.detach()}, len(pick)
 
-    parts = {"classifier": classifier, "optimizer": optimizer}
+    parts: dict[str, Stateful] = {"classifier": classifier, "optimizer": optimizer}
     run_stage(work, "classifier", plan.classifier_seconds, step, parts)
     return classifier, _accuracies(work, plan, vae, classifier)
 
 
-def _accuracies(
-    work: Workspace, plan: Plan, vae: AutoencoderKLWan, classifier: Classifier
-) -> dict[str, float]:
+def _accuracies(work: Workspace, plan: Plan, vae: Autoencoder, classifier: Classifier) -> dict[str, float]:
     scenes = sample_scenes(min(512, plan.classifier_clips), seed=52, held_out=True)
     attributes = scenes.attributes.to(work.device)
     result = {}

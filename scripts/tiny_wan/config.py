@@ -53,6 +53,7 @@ class DiffusionStage:
     refresh: int = 0
 
 
+EVALUATION_SECONDS = 60.0
 _LOW = Shape(17, 64, 256, bank=24576)
 _MAIN = Shape(17, 128, 64, bank=24576)
 _MIDDLE = Shape(25, 192, 20, bank=5120)
@@ -61,13 +62,13 @@ _HIGH = Shape(33, 256, 8, bank=3072)
 
 @dataclass(frozen=True)
 class Plan:
-    """One run. Seconds are wall-clock budgets on an H100; the defaults add up to about 20 minutes."""
+    """One run. Seconds are wall-clock budgets on an H100; the defaults add up to about 22 minutes."""
 
     seed: int = 0
-    text_seconds: float = 20.0
-    vae_seconds: float = 240.0
-    classifier_seconds: float = 25.0
-    bank_seconds: float = 30.0  # upper limit for filling one bank
+    text_seconds: float = 25.0
+    vae_seconds: float = 300.0
+    classifier_seconds: float = 15.0
+    bank_seconds: float = 20.0  # upper limit for filling one bank
 
     text_width: int = 192
     text_layers: int = 3
@@ -78,18 +79,19 @@ class Plan:
     vae_dim: int = 32
     vae_shapes: tuple[VaeShape, ...] = (
         VaeShape(17, 128, 16, (128, 128, 192, 256)),
-        VaeShape(33, 64, 32, (64, 128, 128, 256)),
+        VaeShape(17, 128, 16, (128, 128, 192, 256)),
+        VaeShape(33, 64, 24, (64, 128, 128, 256)),
     )
 
     heads: int = 4
     layers: int = 8
     ffn: int = 768
     stages: tuple[DiffusionStage, ...] = (
-        DiffusionStage("low", 90.0, (_LOW,), (3.0,), refresh_every=25, refresh=512),
-        DiffusionStage("main", 470.0, (_MAIN,), (3.0,), hold=0.6, end=0.35, refresh_every=25, refresh=128),
+        DiffusionStage("low", 80.0, (_LOW,), (3.0,), refresh_every=50, refresh=256),
+        DiffusionStage("main", 520.0, (_MAIN,), (3.0,), hold=0.6, end=0.35, refresh_every=25, refresh=128),
         DiffusionStage(
             "mixed",
-            220.0,
+            240.0,
             (_HIGH, _MAIN, _HIGH, _MIDDLE),
             (4.5, 3.0, 4.5, 4.0),
             start=0.5,
@@ -109,6 +111,19 @@ class Plan:
     guidances: tuple[float, ...] = (3.0, 5.0, 7.0)
     classifier_clips: int = 6144
     classifier_batch: int = 128
+
+    def stage_names(self) -> list[str]:
+        """All stages that a run can go on with, in order."""
+        return ["text", "vae", *(stage.name for stage in self.stages)]
+
+    def expected_seconds(self) -> dict[str, float]:
+        """Wall-clock seconds of everything, in order, and their sum."""
+        seconds = {"start and captions": 15.0, "text": self.text_seconds, "vae": self.vae_seconds}
+        banks = {shape for stage in self.stages for shape in stage.cycle}
+        seconds["banks"] = min(70.0, self.bank_seconds * len(banks))
+        seconds |= {stage.name: stage.seconds for stage in self.stages}
+        seconds |= {"classifier": self.classifier_seconds, "evaluation": EVALUATION_SECONDS}
+        return {**seconds, "total": sum(seconds.values())}
 
     def describe(self) -> dict[str, Any]:
         return asdict(self)

@@ -15,20 +15,25 @@ from .captions import describe, held_out_captions
 from .card import model_card
 from .classifier import Classifier, judge, train_classifier
 from .config import Plan, Shape
-from .export import export, frozen_vae, load_models, pack
+from .export import copy_log, export, frozen_vae, pack
 from .render import render
+from .resume import newest
 from .runtime import Workspace
 from .scenes import sample_scenes
 from .sheets import contact_sheet
 from .train_vae import measure_psnr
 
+_SHEET_ROWS = 40
 
-def evaluate(work: Workspace, plan: Plan, target: Path) -> dict[str, Any]:
+
+def evaluate(work: Workspace, plan: Plan, target: Path, bundle: bool = True) -> dict[str, Any]:
     """Export, measure the exported files, and write metrics, sheets and card into `target`."""
-    folder = export(work, plan, target)
-    models, origin = load_models(work, plan)
+    folder = export(work, plan, target, bundle)
+    if folder is None:
+        raise ValueError(f"no trained denoiser in {work.folder}")
+    models, progress = newest(work, plan)
     vae = frozen_vae(models.vae, work.device)
-    metrics: dict[str, Any] = {"weights": origin, "parameters": models.parameter_counts()}
+    metrics: dict[str, Any] = {"weights": progress.origin, "parameters": models.parameter_counts()}
     metrics["vae_psnr_db"] = {
         shape.name: measure_psnr(work, vae, shape.frames, shape.side, clips)
         for shape, clips in ((plan.main, plan.eval_captions), (plan.high, plan.eval_captions_high))
@@ -37,53 +42,62 @@ def evaluate(work: Workspace, plan: Plan, target: Path) -> dict[str, Any]:
     classifier, metrics["classifier_accuracy"] = train_classifier(work, plan, vae)
     work.log(classifier_accuracy=metrics["classifier_accuracy"])
 
-    pipeline = WanPipeline.from_pretrained(folder, torch_dtype=vae.dtype).to(work.device)
+    pipeline: Any = WanPipeline.from_pretrained(folder, torch_dtype=vae.dtype).to(work.device)
     pipeline.set_progress_bar_config(disable=True)
-    sampler = _Sampler(work, plan, pipeline, classifier)
-    half = (plan.eval_captions + 1) // 2
-    metrics["guidance_sweep"] = {
-        str(guidance): sampler.score(sampler.draw(plan.main, half, guidance)) for guidance in plan.guidances
-    }
-    best = max(plan.guidances, key=lambda guidance: metrics["guidance_sweep"][str(guidance)]["both"])
-    metrics["guidance"] = best
+    sweep = _Sampler(work, plan, pipeline, classifier, held_out_captions(sweep=True)[: plan.eval_captions])
+    sweep_scores = {g: sweep.score(sweep.draw(plan.main, g)) for g in plan.guidances}
+    best = max(plan.guidances, key=lambda guidance: sweep_scores[guidance]["both"])
+    metrics |= {"guidance_sweep": {str(g): scores for g, scores in sweep_scores.items()}, "guidance": best}
     for shape, count, sheet in (
-        (plan.main, plan.eval_captions, "contact_sheets_main.jpg"),
-        (plan.high, plan.eval_captions_high, "contact_sheets_high.jpg"),
+        (plan.main, plan.eval_captions, "contact_sheet_main.jpg"),
+        (plan.high, plan.eval_captions_high, "contact_sheet_high.jpg"),
     ):
-        clips = sampler.draw(shape, count, best)
+        sampler = _Sampler(work, plan, pipeline, classifier, held_out_captions()[:count])
+        clips = sampler.draw(shape, best)
         metrics[f"generated_{shape.name}"] = sampler.score(clips)
         work.log(generated=shape.name, scores=metrics[f"generated_{shape.name}"])
-        contact_sheet(list(clips), sampler.captions[:count], target / sheet)
-    real = sample_scenes(min(24, plan.eval_captions), seed=61)
-    texts = [describe(row, sampler.rng).text for row in real.attributes.tolist()]
-    contact_sheet(
-        list(render(real, plan.main.frames, plan.main.side)), texts, target / "contact_sheets_real.jpg"
-    )
-    (target / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        real, texts = real_clips(shape, min(8, count), work.device)
+        shown = min(_SHEET_ROWS, count)
+        contact_sheet([*clips[:shown], *real], [*sampler.captions[:shown], *texts], target / sheet)
+    work.log(metrics=metrics)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     card = model_card(work, plan, metrics)
     for place in (folder, target):
         (place / "MODEL_CARD.md").write_text(card)
     pack(folder, target)
+    copy_log(work, target)
     return metrics
 
 
+def real_clips(shape: Shape, count: int, device: torch.device) -> tuple[Tensor, list[str]]:
+    """Drawn clips to compare with, and their captions."""
+    scenes, rng = sample_scenes(count, seed=61), random.Random(61)
+    texts = [f"(real) {describe(row, rng).text}" for row in scenes.attributes.tolist()]
+    return render(scenes, shape.frames, shape.side, device), texts
+
+
 class _Sampler:
-    """Generates the held-out captions with the exported pipeline and has them judged."""
+    """Generates clips for captions with the exported pipeline and has them judged."""
 
-    def __init__(self, work: Workspace, plan: Plan, pipeline: WanPipeline, classifier: Classifier) -> None:
-        self.work, self.plan, self.pipeline, self.classifier = work, plan, pipeline, classifier
-        rows, self.captions = zip(*held_out_captions(), strict=True)
-        self.attributes = torch.tensor(rows, device=work.device)
-        self.rng = random.Random(61)
+    def __init__(
+        self,
+        work: Workspace,
+        plan: Plan,
+        pipeline: Any,
+        classifier: Classifier,
+        captions: list[tuple[list[int], str]],
+    ) -> None:
+        self.plan, self.pipeline, self.classifier = plan, pipeline, classifier
+        self.captions = [text for _, text in captions]
+        self.attributes = torch.tensor([row for row, _ in captions], device=work.device)
 
-    def draw(self, shape: Shape, count: int, guidance: float) -> Tensor:
-        """Clips [count, 3, T, H, W] in [-1, 1] of the first `count` held-out captions."""
+    def draw(self, shape: Shape, guidance: float) -> Tensor:
+        """One clip for each caption, [N, 3, T, H, W] in [-1, 1]."""
         parts = []
         batch = max(1, min(32, shape.batch))
-        for start in range(0, count, batch):
-            prompts = list(self.captions[start : min(start + batch, count)])
+        for start in range(0, len(self.captions), batch):
             frames = self.pipeline(
-                prompt=prompts,
+                prompt=self.captions[start : start + batch],
                 height=shape.side,
                 width=shape.side,
                 num_frames=shape.frames,
@@ -99,7 +113,7 @@ class _Sampler:
         """Shares of clips whose main object has the caption's colour, shape, and both."""
         parts = [
             judge(self.classifier, part, labels)
-            for part, labels in zip(clips.split(16), self.attributes[: len(clips)].split(16), strict=True)
+            for part, labels in zip(clips.split(16), self.attributes.split(16), strict=True)
         ]
         color, shape = (torch.cat([part[key] for part in parts]) for key in ("color", "shape"))
         values = {"color": color, "shape": shape, "both": color & shape}

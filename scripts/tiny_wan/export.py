@@ -6,46 +6,25 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
 from .captions import held_out_captions
 from .config import Plan
-from .models import Models, build_models
-from .runtime import Average, Workspace
-from .train_vae import LATENTS_FILE
-from .vae import channels_last
+from .models import Models
+from .resume import PART_BYTES, newest, save_bundle
+from .runtime import LOG_FILE, Workspace
+from .vae import Autoencoder, channels_last
 
 PIPELINE = "tiny_wan_pipeline"
 MAX_BYTES = 24_000_000
-PART_BYTES = 15 * 2**20
 
 
-def load_models(work: Workspace, plan: Plan) -> tuple[Models, str]:
-    """Averaged weights of the newest checkpoints, and the name of the stage that they come from."""
-    models = build_models(plan, work.device)
-    saved = work.load("vae")
-    if saved is None or not (work.folder / LATENTS_FILE).exists():
-        raise ValueError(f"no finished autoencoder in {work.folder}")
-    _load_average(Average(models.vae.parameters(), 0.0), saved["parts"]["average"])
-    models.vae.register_to_config(**json.loads((work.folder / LATENTS_FILE).read_text()))
-    for stage in reversed(plan.stages):
-        saved = work.load(stage.name)
-        if saved is not None:
-            _load_average(Average(models.trained().parameters(), 0.0), saved["parts"]["average"])
-            return models, f"{stage.name}, step {saved['steps']}"
-    raise ValueError(f"no checkpoint of the denoiser in {work.folder}")
-
-
-def _load_average(average: Average, state: dict) -> None:
-    average.load_state_dict(state)
-    average.copy_to_params()
-
-
-def frozen_vae(vae: AutoencoderKLWan, device: torch.device) -> AutoencoderKLWan:
+def frozen_vae(vae: Autoencoder, device: torch.device) -> Autoencoder:
     """A copy for inference: bf16 on a GPU, as shipped; float32 on a CPU."""
-    copy = AutoencoderKLWan.from_config(vae.config)
+    copy: Autoencoder = AutoencoderKLWan.from_config(vae.config)
     copy.load_state_dict(vae.state_dict())
     copy = copy.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     return channels_last(copy).eval().requires_grad_(False)
@@ -57,7 +36,7 @@ def save_pipeline(models: Models, folder: Path) -> int:
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    pipeline = WanPipeline(
+    pipeline: Any = WanPipeline(
         tokenizer=models.tokenizer,
         text_encoder=models.text_encoder.to(torch.bfloat16),
         vae=models.vae.to(torch.bfloat16),
@@ -87,7 +66,10 @@ def _name_tokenizer_class(folder: Path) -> None:
 
 def pack(folder: Path, target: Path) -> list[Path]:
     """A tar file of `folder`, cut into parts of at most 15 MiB: join them with cat."""
+    target.mkdir(parents=True, exist_ok=True)
     whole = target / f"{PIPELINE}.tar"
+    for old in target.glob(f"{whole.name}.*"):
+        old.unlink()
     with tarfile.open(whole, "w") as archive:
         archive.add(folder, arcname=PIPELINE)
     content = whole.read_bytes()
@@ -99,14 +81,26 @@ def pack(folder: Path, target: Path) -> list[Path]:
     return parts
 
 
-def export(work: Workspace, plan: Plan, target: Path) -> Path:
-    """Write the newest weights as a pipeline, whole in the work folder and in parts in `target`."""
-    models, origin = load_models(work, plan)
-    folder = work.folder / PIPELINE
-    size = save_pipeline(models, folder)
-    target.mkdir(parents=True, exist_ok=True)
-    parts = pack(folder, target)
-    log = work.folder / "train_log.jsonl"
-    work.log(exported=origin, bytes=size, parts=[part.name for part in parts])
-    shutil.copy(log, target / log.name)
+def export(work: Workspace, plan: Plan, target: Path, bundle: bool = True) -> Path | None:
+    """Write the newest weights into `target`, ready to carry.
+
+    Returns the pipeline's folder, which also lies whole in the work folder; None if the autoencoder or the
+    denoiser has no weights yet, so that there is only a bundle to go on with.
+    """
+    models, progress = newest(work, plan)
+    folder: Path | None = None
+    paths = save_bundle(models, progress, target) if bundle else []
+    size = 0
+    if progress.latents and progress.origin != "untrained":
+        folder = work.folder / PIPELINE
+        size = save_pipeline(models, folder)
+        paths += pack(folder, target)
+    work.log(
+        exported=progress.origin, stages_done=progress.finished, bytes=size, files=[p.name for p in paths]
+    )
+    copy_log(work, target)
     return folder
+
+
+def copy_log(work: Workspace, target: Path) -> None:
+    shutil.copy(work.folder / LOG_FILE, target / LOG_FILE)

@@ -2,13 +2,15 @@
 
 Jordan et al. 2024 (kellerjordan.github.io/posts/muon), with the update scaled to the root mean square of
 AdamW's as in Moonlight (arXiv 2502.16982), so that one learning rate suits all shapes. Convolution kernels
-are flattened to [out, in * taps]. Everything stays on the device: no host synchronisation in a step.
+are flattened to [out, in * taps]. Everything stays on the device, the learning rate too: a step waits for
+nothing and can be recorded as a CUDA graph.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.02
-    ):
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -55,11 +57,11 @@ class Muon(torch.optim.Optimizer):
                 same_shape[(update.shape[0], update.numel() // update.shape[0])].append(i)
             for (rows, columns), indices in same_shape.items():
                 batch = orthogonalize(torch.stack([updates[i].reshape(rows, columns) for i in indices]))
-                scale = -group["lr"] * 0.2 * max(rows, columns) ** 0.5
+                batch = batch * (-0.2 * max(rows, columns) ** 0.5 * group["lr"])
                 deltas = [
                     delta.view(params[i].shape) for i, delta in zip(indices, batch.unbind(), strict=True)
                 ]
-                torch._foreach_add_([params[i] for i in indices], deltas, alpha=scale)
+                torch._foreach_add_([params[i] for i in indices], deltas)
 
     def _buffer(self, param: Tensor) -> Tensor:
         state = self.state[param]
@@ -69,7 +71,8 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Muon for the hidden matrices of `modules`, AdamW for everything else; one learning-rate scale for both.
+    """Muon for the hidden matrices of `modules`, AdamW for everything else; one learning-rate `scale` for
+    both.
 
     Args:
         exclude: parts of names of matrices that AdamW takes all the same (inputs, outputs, embeddings).
@@ -78,7 +81,8 @@ class Optimizers:
     def __init__(
         self, modules: nn.ModuleDict, muon_lr: float, adam_lr: float, exclude: tuple[str, ...], fused: bool
     ) -> None:
-        matrices, rest = [], []
+        matrices: list[Tensor] = []
+        rest: list[Tensor] = []
         for name, p in modules.named_parameters():
             flat = (p.shape[0], p.numel() // p.shape[0]) if p.ndim >= 2 else (1, 1)
             is_matrix = min(flat) >= 8 and not any(part in name for part in exclude)
@@ -86,22 +90,27 @@ class Optimizers:
         self.params = matrices + rest
         self.parts: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=muon_lr),
-            torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused),
+            torch.optim.AdamW(
+                rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=fused, capturable=fused
+            ),
         ]
         self.base_lr = (muon_lr, adam_lr)
+        self.scale = torch.ones((), device=self.params[0].device)  # of both learning rates
 
-    def step(self, lr_scale: float, clip_norm: float = 1.0) -> None:
-        """Clip the gradients, update, and clear them."""
+    def minimize(self, loss: Tensor, clip_norm: float = 1.0) -> None:
+        """One step down the gradient of `loss`, clipped."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.params, clip_norm)
         for part, base in zip(self.parts, self.base_lr, strict=True):
             for group in part.param_groups:
-                group["lr"] = base * lr_scale
+                group["lr"] = base * self.scale
             part.step()
-            part.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .profiling import profile_steps
+
+LOG_FILE = "train_log.jsonl"
+
 # A step gets (progress in [0, 1], step number); it returns device scalars to log and the number of samples.
 Step = Callable[[float, int], tuple[dict[str, Tensor], int]]
+
+
+class OutOfTime(Exception):  # noqa: N818
+    """The time that this call may take is over; everything is saved."""
 
 
 class Stateful(Protocol):
@@ -29,16 +38,24 @@ class Workspace:
     folder: Path
     device: torch.device
     compile: bool = False
+    graphs: bool = False  # record steps as CUDA graphs
     log_every_s: float = 5.0
-    checkpoint_every_s: float = 90.0
-    free_warmup: bool = False  # profiling: compilation does not count against the budget
+    checkpoint_every_s: float = 60.0
+    free_warmup: bool = False  # trial runs: compilation does not count against the budget
+    profile_steps: int = 0  # profile a stage for so many steps instead of training it
+    stop_after_s: float = float("inf")
     started: float = field(default_factory=time.monotonic)
+
+    def stop_if_late(self, needed_s: float = 0.0) -> None:
+        """Raise OutOfTime if less than `needed_s` is left of `stop_after_s`."""
+        if time.monotonic() - self.started + needed_s >= self.stop_after_s:
+            raise OutOfTime
 
     def log(self, **values: Any) -> None:
         """Append one line of JSON to the log and print it."""
         line = json.dumps({"t": round(time.monotonic() - self.started, 1), **values})
         print(line, flush=True)
-        with (self.folder / "train_log.jsonl").open("a") as file:
+        with (self.folder / LOG_FILE).open("a") as file:
             file.write(line + "\n")
 
     def checkpoint(self, name: str) -> Path:
@@ -54,6 +71,15 @@ class Workspace:
     def load(self, name: str) -> dict[str, Any] | None:
         path = self.checkpoint(name)
         return torch.load(path, map_location=self.device, weights_only=True) if path.exists() else None
+
+    def is_done(self, name: str, parts: Mapping[str, Stateful]) -> bool:
+        """Whether a stage is finished; if so, load `parts` of its checkpoint."""
+        saved = self.load(name)
+        if saved is None or not saved["done"] or self.profile_steps:
+            return False
+        for key, part in parts.items():
+            part.load_state_dict(saved["parts"][key])
+        return True
 
     def autocast(self) -> torch.autocast:
         """bf16 on a GPU; float32 on a CPU, where bf16 is slow."""
@@ -79,11 +105,17 @@ class Average:
         self.params = list(params)
         self.shadow = [p.detach().clone() for p in self.params]
         self.decay = decay
+        self.rate = torch.zeros((), device=self.params[0].device)  # read by update()
+
+    def set_step(self, step: int) -> None:
+        """Follow the parameters faster during the first steps."""
+        self.rate.fill_(1 - min(self.decay, (step + 1) / (step + 10)))
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Follow the parameters, faster during the first steps."""
-        torch._foreach_lerp_(self.shadow, self.params, 1 - min(self.decay, (step + 1) / (step + 10)))
+    def update(self) -> None:
+        difference = torch._foreach_sub(self.params, self.shadow)
+        torch._foreach_mul_(difference, self.rate)
+        torch._foreach_add_(self.shadow, difference)
 
     @torch.no_grad()
     def copy_to_params(self) -> None:
@@ -97,6 +129,23 @@ class Average:
         torch._foreach_copy_(self.shadow, state["shadow"])
 
 
+class Pace:
+    """Keeps Python at most `ahead` steps before the GPU, so that the clock tells where training is."""
+
+    def __init__(self, device: torch.device, ahead: int = 2) -> None:
+        self.enabled, self.ahead = device.type == "cuda", ahead
+        self.events: deque[torch.cuda.Event] = deque()
+
+    def step(self) -> None:
+        if not self.enabled:
+            return
+        event = torch.cuda.Event()
+        event.record()
+        self.events.append(event)
+        if len(self.events) > self.ahead:
+            self.events.popleft().synchronize()
+
+
 def run_stage(
     work: Workspace,
     name: str,
@@ -107,8 +156,14 @@ def run_stage(
 ) -> None:
     """Repeat `step` until the budget is spent; log, checkpoint, and go on where an interrupted run stopped.
 
-    The first `warm_steps` steps compile (one a shape); they count against the budget unless `free_warmup`.
+    The first `warm_steps` steps compile and record; they count against the budget unless `free_warmup`.
+
+    Raises:
+        OutOfTime: the workspace's time is over; the stage is saved and can go on in another call.
     """
+    if work.profile_steps:
+        _profile(work, name, step, warm_steps)
+        return
     spent, index = 0.0, 0
     saved = work.load(name)
     if saved is not None:
@@ -135,12 +190,14 @@ def run_stage(
 
     clock = last_log = last_save = start = time.monotonic()
     sums: dict[str, Tensor] = {}
+    pace = Pace(work.device)
     counted, samples, total = 0, 0, 0
     while spent < budget_s:
         losses, seen = step(min(spent / budget_s, 1.0), index)
         for key, value in losses.items():
             sums[key] = sums[key] + value if key in sums else value
         index, counted, samples, total = index + 1, counted + 1, samples + seen, total + seen
+        pace.step()
         now = time.monotonic()
         spent, clock = spent + now - clock, now
         if now - last_log >= work.log_every_s:
@@ -151,6 +208,9 @@ def run_stage(
         if now - last_save >= work.checkpoint_every_s:
             save(done=False)
             last_save = time.monotonic()
+        if now - work.started >= work.stop_after_s:
+            save(done=False)
+            raise OutOfTime
     work.synchronize()
     rate = round(total / max(time.monotonic() - start, 1e-9), 1)
     memory = torch.cuda.max_memory_allocated() / 2**30 if work.device.type == "cuda" else 0.0
@@ -163,3 +223,20 @@ def run_stage(
         gib=round(memory, 1),
     )
     save(done=True)
+
+
+def _profile(work: Workspace, name: str, step: Step, warm_steps: int) -> None:
+    index = 0
+
+    def one() -> int:
+        nonlocal index
+        _, samples = step(0.0, index)
+        index += 1
+        return samples
+
+    begin = time.monotonic()
+    for _ in range(warm_steps + 2):
+        one()
+    work.synchronize()
+    work.log(profiled=name, first_steps_s=round(time.monotonic() - begin, 1))
+    profile_steps(name, one, work.profile_steps, work.device)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 _LINE = 14
+MAX_BYTES = 3_000_000
 
 
 def contact_sheet(
@@ -29,4 +30,7 @@ def contact_sheet(
                 picture = picture.resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(picture, (column * (side + 2), row * row_height + _LINE))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, quality=88, optimize=True)
+    for quality in (88, 75, 60, 40):
+        sheet.save(path, quality=quality, optimize=True)
+        if path.stat().st_size <= MAX_BYTES:
+            break

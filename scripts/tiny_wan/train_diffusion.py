@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from .bank import LatentBank
 from .config import DiffusionStage, Plan, Shape
 from .muon import Optimizers
+from .replay import FIRST_CALLS, Body, Replay
 from .runtime import Average, Stateful, Workspace, learning_rate, run_stage
 from .text import AttributeHeads, encode_text
-from .transformer import training_attention
+from .transformer import Denoiser, training_attention
+from .vae import Autoencoder
 
 # Inputs, outputs, embeddings and modulation tables: AdamW's.
 _NOT_HIDDEN = ("patch_embedding", "proj_out", "scale_shift_table", "time_", "text_encoder", "heads")
@@ -38,8 +39,8 @@ class DiffusionTrainer:
         self,
         work: Workspace,
         plan: Plan,
-        vae: AutoencoderKLWan,
-        transformer: WanTransformer3DModel,
+        vae: Autoencoder,
+        transformer: Denoiser,
         text_encoder: UMT5EncoderModel,
         heads: AttributeHeads,
     ) -> None:
@@ -58,37 +59,50 @@ class DiffusionTrainer:
 
     def run(self, stage: DiffusionStage) -> None:
         """Train one stage to the end of its budget, filling the banks that it needs first."""
-        done = self.work.load(stage.name)
-        if done is None or not done["done"]:
-            for shape in stage.cycle:
-                self._bank(shape)
+        if self.work.is_done(stage.name, self.parts()):
+            return
+        for shape in stage.cycle:
+            self._bank(shape)
         with training_attention(self.transformer, self.work.compile) as denoise:
             step = self._step(stage, denoise)
-            run_stage(self.work, stage.name, stage.seconds, step, self.parts(), warm_steps=len(stage.cycle))
+            warm = FIRST_CALLS * len(stage.cycle)
+            run_stage(self.work, stage.name, stage.seconds, step, self.parts(), warm_steps=warm)
 
     def _bank(self, shape: Shape) -> LatentBank:
         if shape not in self.banks:
-            self.banks[shape] = LatentBank(
-                self.work, self.vae, shape, seed=10_000_000 * (1 + len(self.banks))
-            )
+            self.work.stop_if_late()
+            seed = 10_000_000 * (1 + len(self.banks))
+            self.banks[shape] = LatentBank(self.work, self.vae, shape, seed)
             self.banks[shape].fill(self.plan.bank_seconds)
         return self.banks[shape]
 
     def _step(
         self, stage: DiffusionStage, denoise: Callable[..., Tensor]
     ) -> Callable[[float, int], tuple[dict[str, Tensor], int]]:
+        replays: dict[tuple[Shape, float], Replay] = {}
+        for shape, shift in zip(stage.cycle, stage.shift, strict=True):
+            body = self._body(self._bank(shape), shift, denoise)
+            replays[shape, shift] = Replay(self.work, f"{stage.name} {shape.name}", body)
+
         def step(progress: float, index: int) -> tuple[dict[str, Tensor], int]:
             turn = index % len(stage.cycle)
-            bank = self._bank(stage.cycle[turn])
+            shape = stage.cycle[turn]
             if stage.refresh_every and index % stage.refresh_every == stage.refresh_every - 1:
-                bank.refresh(stage.refresh)
-            losses = self._losses(bank, stage.shift[turn], denoise)
-            (losses["loss"] + self.plan.attribute_weight * losses["attribute_loss"]).backward()
-            self.optimizer.step(learning_rate(progress, index, stage.hold, stage.start, stage.end))
-            self.average.update(index if stage is self.plan.stages[0] else 10**6)
-            return {key: value.detach() for key, value in losses.items()}, bank.shape.batch
+                self._bank(shape).refresh(stage.refresh)
+            self.optimizer.scale.fill_(learning_rate(progress, index, stage.hold, stage.start, stage.end))
+            self.average.set_step(index if stage is self.plan.stages[0] else 10**6)
+            return replays[shape, stage.shift[turn]](), shape.batch
 
         return step
+
+    def _body(self, bank: LatentBank, shift: float, denoise: Callable[..., Tensor]) -> Body:
+        def body() -> dict[str, Tensor]:
+            losses = self._losses(bank, shift, denoise)
+            self.optimizer.minimize(losses["loss"] + self.plan.attribute_weight * losses["attribute_loss"])
+            self.average.update()
+            return {key: value.detach() for key, value in losses.items()}
+
+        return body
 
     def _losses(self, bank: LatentBank, shift: float, denoise: Callable[..., Tensor]) -> dict[str, Tensor]:
         batch = bank.sample(self.plan.caption_dropout)

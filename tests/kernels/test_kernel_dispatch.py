@@ -68,6 +68,7 @@ def test_auto_prefers_the_first_that_can(monkeypatch):
     monkeypatch.setattr(dispatch, "installed", lambda module: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(flash4, "import_error", lambda: None)
     assert explain_backend("cuda", torch.bfloat16, 128, (128, 128))[0] == "flash4"
     name, reason = explain_backend("cuda", torch.float32, 128, (128, 128))
     assert name == "triton"
