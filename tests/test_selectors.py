@@ -100,9 +100,15 @@ def test_top_p_with_a_density_spends_where_heads_need_it():
     q, k = random_qk(16 * 20, heads=2)
     q[:, :, 0] *= 0.01  # nearly uniform attention
     q[:, :, 1] *= 8.0  # concentrated
-    mask = TopP(density=0.3).select(given_for(q, k, TokenLayout(5, 8, 8)))
+    problem = given_for(q, k, TokenLayout(5, 8, 8))
+    mask = TopP(density=0.3).select(problem)
     diffuse, concentrated = mask.float().mean(dim=(0, 2, 3))
-    assert diffuse > 2 * concentrated
+    assert diffuse > 1.5 * concentrated
+    # No split of the same budget, even over rows or over heads, captures more of the estimated mass.
+    mass = estimate_mass(problem, "pooled")
+    for scope in ("row", "head"):
+        even = TopK(0.3, scope).select(problem)
+        assert (mass * mask).sum() >= (mass * even).sum() * even.sum().clamp(max=mask.sum()) / even.sum()
 
 
 def test_samples_of_a_batch_do_not_influence_one_another():
@@ -187,3 +193,17 @@ def test_static_mask_is_used_and_checked():
 def test_bad_budgets_are_refused(make):
     with pytest.raises(ValueError, match="must be in"):
         make()
+
+
+def test_mean_key_mass_is_exact_when_the_keys_of_a_block_are_equal():
+    q, k = random_qk(150, heads=2, batch=2)
+    k = k[:, torch.arange(150) // 16 * 16]
+    problem = given_for(q, k, TokenLayout(1, 10, 15))
+    mass = estimate_mass(problem, "mean_key")
+    logits = torch.einsum("bnhd,bmhd->bhnm", q, k) * problem.context.scale
+    padded = torch.nn.functional.pad(logits.softmax(-1), (0, 10)).unflatten(-1, (10, 16)).sum(-1)
+    for block in range(10):
+        expected = padded[:, :, 16 * block : 16 * block + 16].mean(2)
+        torch.testing.assert_close(mass[:, :, block], expected, rtol=1e-4, atol=1e-5)
+    pooled = estimate_mass(problem, "pooled")
+    assert (pooled - mass).abs().max() > 1e-3, "pooling the queries too blurs the estimate"

@@ -53,7 +53,7 @@ def generate(
         Option("--set", help="key=value for a field of the method; repeatable.", rich_help_panel=SPARSE),
     ] = None,
     profile: Annotated[
-        str | None, Option(help="Pattern file or shipped profile.", rich_help_panel=SPARSE)
+        str | None, Option(help="Shipped preset or YAML file, instead of --method.", rich_help_panel=SPARSE)
     ] = None,
     backend: Annotated[
         str | None, Option(help="Attention kernel.  [default: auto]", rich_help_panel=SPARSE)

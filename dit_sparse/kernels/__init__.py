@@ -8,7 +8,7 @@ backend that needs them when it first runs, and the package works without any of
 from dit_sparse.kernels.clustering import KMeansResult, kmeans, sort_by_label
 from dit_sparse.kernels.compensation import merge_attention, pooled_attention
 from dit_sparse.kernels.dispatch import available_backends, block_sparse_attention, explain_backend
-from dit_sparse.kernels.pooling import block_mass, pool_blocks, pooled_scores
+from dit_sparse.kernels.pooling import block_mass, mean_key_mass, pool_blocks, pooled_scores
 from dit_sparse.kernels.rows import permute_rows, restore_rows
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "block_sparse_attention",
     "explain_backend",
     "kmeans",
+    "mean_key_mass",
     "merge_attention",
     "permute_rows",
     "pool_blocks",

@@ -73,6 +73,37 @@ def pooled_scores(q: Tensor, k: Tensor, block_size: tuple[int, int], scale: floa
 
 
 @torch.no_grad()
+def mean_key_mass(q: Tensor, k: Tensor, block_size: tuple[int, int], scale: float | None = None) -> Tensor:
+    """Share of attention in every block when only the keys are pooled, averaged over the query block's rows.
+
+    Every query meets the mean key of every block: 1 / (key block) of the dense work, and no blur from
+    averaging queries that look elsewhere. Streams over query blocks, memory near ``CHUNK_BYTES``.
+
+    Args:
+        q: ``[B, Nq, H, D]``.
+        k: ``[B, Nk, H, D]``.
+        block_size: (query, key) block in tokens.
+        scale: factor on the logits; 1 / sqrt(D) when None.
+
+    Returns:
+        float32 ``[B, H, nQ, nK]``; rows sum to 1.
+    """
+    check_pair(q, k)
+    check_block_size(block_size)
+    batch, num_queries, heads, dim = q.shape
+    block_q, block_k = block_size
+    keys = pool_blocks(k, block_k).transpose(-1, -2) * resolve_scale(scale, dim)
+    weight = block_lengths(k.shape[1], block_k, k.device).log()
+    rows = max(1, CHUNK_BYTES // (4 * batch * heads * keys.shape[-1] * block_q)) * block_q
+    parts = []
+    for start in range(0, num_queries, rows):
+        queries = q[:, start : start + rows].transpose(1, 2).float()
+        share = (queries @ keys + weight).softmax(dim=-1)
+        parts.append(pool_blocks(share.transpose(1, 2), block_q))
+    return torch.cat(parts, dim=2)
+
+
+@torch.no_grad()
 def block_mass(
     q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float | None = None
 ) -> Tensor:

@@ -11,6 +11,7 @@ from dit_sparse.methods.base import MethodConfig, ModelInfo, register_method
 from dit_sparse.orderings import Tiles
 from dit_sparse.schedule import DenseLayers, DenseSteps, Schedule
 from dit_sparse.selectors import TopK
+from dit_sparse.selectors.scores import Score
 
 
 @register_method
@@ -29,6 +30,7 @@ class Draft(MethodConfig):
         density: fraction of blocks to compute, in (0, 1]; the paper's 75% sparsity.
         patch: patch height and width in tokens; their product should be the block size (8x16 = 128). None
             takes 8x16 for 128-token blocks, 8x8 for 64, 8x4 for 32.
+        score: "pooled" as in the paper, or "mean_key": every query against the mean keys.
         correction: "none" as in the paper, or "pooled": skipped blocks enter through their means.
         dense_steps: the paper's first 25% of the steps.
         dense_layers: layers left dense.
@@ -42,6 +44,7 @@ class Draft(MethodConfig):
 
     density: float = 0.25
     patch: tuple[int, int] | None = None
+    score: Score = "pooled"
     correction: str = "none"
     dense_steps: DenseSteps = 0.25
     dense_layers: DenseLayers | float = ()
@@ -54,7 +57,7 @@ class Draft(MethodConfig):
         return SparseMethod(
             name=self.name,
             ordering=Tiles(None if self.patch is None else (1, *self.patch)),
-            selector=TopK(self.density, scope="head"),
+            selector=TopK(self.density, "head", self.score),
             correction=correction_named(self.correction),
             schedule=Schedule(self.dense_steps, self.dense_layers, self.refresh_interval, self.min_tokens),
             block_size=self.block_size,

@@ -35,7 +35,8 @@ class SVG2(MethodConfig):
         q_clusters, kv_clusters: k-means clusters; None takes the paper's: Wan 300/1000, HunyuanVideo
             400/1000.
         first_iterations, iterations: Lloyd iterations without and with carried centroids.
-        score: "centroid" as in the paper, or "pooled" over the fixed blocks.
+        score: "centroid" as in the paper, "pooled" over the fixed blocks, or "mean_key": every query against
+            the mean keys of the fixed blocks.
         correction: "none" as in the paper, or "pooled": skipped blocks enter through their means.
         dense_steps: None takes the paper's guard: the first 20% of the steps, 10% for HunyuanVideo.
         dense_layers: the paper's first 3% of the layers.

@@ -16,9 +16,10 @@ from dit_sparse.selectors.scores import Score, estimate_mass
 class TopP:
     """Keep, per row, the heaviest blocks until their estimated mass exceeds p (SVG2, arXiv 2505.18875).
 
-    With ``density`` instead of ``p`` the threshold is the one that meets the budget: a single p per sample,
-    common to all heads of the layer, so that concentrated heads spend little and diffuse heads get more. It
-    is found exactly by ranking every pair by the mass that stands before it in its row.
+    With ``density`` instead of ``p`` the heaviest pairs of all heads of the layer are kept until the budget
+    is spent, per sample: concentrated heads spend little and diffuse heads get the rest. A common p for all
+    heads that meets the budget was measured too and loses (docs/findings.md): it spends most on the rows that
+    gain least.
 
     Args:
         p: target mass in (0, 1]; ignored when ``density`` is given.
@@ -46,16 +47,18 @@ class TopP:
             return torch.ones_like(mass, dtype=torch.bool)
         # Forced pairs go first in every row: their mass counts towards p and they cannot be dropped.
         ranked, columns = (mass + given.forced.to(mass.dtype) * 2.0).sort(dim=-1, descending=True)
-        weight = mass.gather(-1, columns)
-        before = weight.cumsum(dim=-1) - weight
         floor = max(1, round(self.min_ratio * mass.shape[-1]))
         if self.density is not None:  # a floor above the budget would defeat it
             floor = max(1, min(floor, int(self.density * mass.shape[-1])))
         first = torch.arange(mass.shape[-1], device=mass.device) < floor
-        before = before.masked_fill(first | (ranked >= 2.0), float("-inf"))
-        kept = before < self.p if self.density is None else keep_smallest(before, self.density, dims=3)
-        mask = torch.zeros_like(kept).scatter_(-1, columns, kept)
-        return mask | given.forced
+        if self.density is None:
+            weight = mass.gather(-1, columns)
+            kept = first | (weight.cumsum(dim=-1) - weight < self.p)
+        else:
+            kept = keep_smallest(
+                (-ranked).masked_fill(first | (ranked >= 2.0), -torch.inf), self.density, dims=3
+            )
+        return torch.zeros_like(kept).scatter_(-1, columns, kept) | given.forced
 
 
 @dataclass(frozen=True)

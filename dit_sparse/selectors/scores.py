@@ -11,16 +11,19 @@ from dit_sparse import kernels
 from dit_sparse.orderings.base import Clusters
 from dit_sparse.selectors.base import SelectionInput
 
-Score = Literal["pooled", "centroid"]
+Score = Literal["pooled", "mean_key", "centroid"]
 
 
 def estimate_mass(given: SelectionInput, score: Score) -> Tensor:
     """Estimated attention mass ``[B, H, nQ, nK]`` float32, rows sum to 1.
 
-    ``"pooled"`` takes the softmax over key-block means, weighted by block size (Draft-Attention, arXiv
-    2505.14708). ``"centroid"`` takes the softmax over cluster centroids, weighted by cluster size (SVG2,
-    arXiv 2505.18875), and spreads it over the fixed blocks in proportion to the tokens that each block holds
-    of each cluster; this keeps the clusters' resolution where a block mixes several of them.
+    ``"mean_key"`` lets every query meet the mean key of every block and averages the resulting softmax over
+    the query block: 1 / (key block) of the dense work, and closest to the truth (own measurement,
+    docs/findings.md). ``"pooled"`` takes the softmax over key-block means, weighted by block size
+    (Draft-Attention, arXiv 2505.14708). ``"centroid"`` takes the softmax over cluster centroids, weighted by
+    cluster size (SVG2, arXiv 2505.18875), and spreads it over the fixed blocks in proportion to the tokens
+    that each block holds of each cluster; this keeps the clusters' resolution where a block mixes several of
+    them.
 
     Raises:
         ValueError: ``"centroid"`` with an ordering that makes no clusters, or an unknown score.
@@ -28,8 +31,10 @@ def estimate_mass(given: SelectionInput, score: Score) -> Tensor:
     if score == "pooled":
         context = given.context
         return kernels.pooled_scores(given.q, given.k, context.block_size, context.scale).softmax(dim=-1)
+    if score == "mean_key":
+        return kernels.mean_key_mass(given.q, given.k, given.context.block_size, given.context.scale)
     if score != "centroid":
-        raise ValueError(f"unknown score {score!r}: use 'pooled' or 'centroid'")
+        raise ValueError(f"unknown score {score!r}: use 'pooled', 'mean_key' or 'centroid'")
     q_part, kv_part = given.order.q_clusters, given.order.kv_clusters
     if q_part is None or kv_part is None:
         raise ValueError(
