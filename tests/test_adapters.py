@@ -7,6 +7,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_f
 from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXVideoToVideoPipeline,
+    HunyuanVideoImageToVideoPipeline,
     WanImageToVideoPipeline,
     WanVideoToVideoPipeline,
 )
@@ -20,6 +21,7 @@ from tiny import (
     embeddings,
     hunyuan_video_inputs,
     hunyuan_video_pipeline,
+    hunyuan_video_transformer,
     run,
     wan_inputs,
     wan_pipeline,
@@ -245,12 +247,25 @@ def test_cogvideox_image_and_video_to_video():
         assert torch.equal(run(pipe, given), dense)
 
 
-def test_hunyuan_video_token_replace():
-    """Image to video of HunyuanVideo: the first frame's tokens are modulated apart."""
-    pipe, inputs = both("hunyuan_video", image_condition_type="token_replace")
+@pytest.mark.parametrize(("kind", "channels"), [("token_replace", 4), ("latent_concat", 9)])
+def test_hunyuan_video_image_to_video(kind, channels):
+    text = hunyuan_video_pipeline()
+    pipe = HunyuanVideoImageToVideoPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        image_processor=None,
+        vae=text.vae,
+        scheduler=text.scheduler,
+        transformer=hunyuan_video_transformer(image_condition_type=kind, in_channels=channels),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    inputs = hunyuan_video_inputs() | {"image": image()}
     dense = run(pipe, inputs)
     with dit_sparse.sparse_attention(pipe, "svg2", density=1.0, strict=True, **ALWAYS):
         torch.testing.assert_close(run(pipe, inputs), dense, rtol=1e-3, atol=1e-3)
+    assert torch.equal(run(pipe, inputs), dense)
 
 
 def test_a_backend_set_after_attaching_serves_the_dense_calls():
