@@ -63,10 +63,9 @@ class Attachment:
         for _, module in self.layers:
             if isinstance(module.processor, SparseProcessor):
                 module.set_processor(module.processor.released())
+        # fuse_qkv_projections keeps the processors it replaced for unfusing: those may be ours.
         saved = getattr(self.transformer, "original_attn_processors", None)
-        if isinstance(
-            saved, dict
-        ):  # fuse_qkv_projections keeps the processors it replaced for unfusing: maybe ours
+        if isinstance(saved, dict):
             self.transformer.original_attn_processors = {
                 path: old.released() if isinstance(old, SparseProcessor) else old
                 for path, old in saved.items()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-EMBEDDED_MODEL = "tiny-wan"
+from dit_sparse.embedded import NAME as EMBEDDED_MODEL
 
 
 class GenerateOptions(BaseModel):

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dit_sparse.adapters.loading import compile_blocks, load_pipeline
-from dit_sparse.cli.options import EMBEDDED_MODEL, GenerateOptions
+from dit_sparse.cli.options import GenerateOptions
+from dit_sparse.embedded import DEFAULTS, tiny_wan_path
+from dit_sparse.embedded import NAME as EMBEDDED_MODEL
 from dit_sparse.report.capabilities import capabilities
 from dit_sparse.report.compare import Context, Observer, generate_pair, write_comparison
 from dit_sparse.report.environment import describe_model
@@ -28,8 +30,6 @@ def load(options: GenerateOptions) -> Any:
     """
     model = options.model
     if model == EMBEDDED_MODEL:
-        from dit_sparse.embedded import tiny_wan_path
-
         model = str(tiny_wan_path())
     pipe = load_pipeline(model, options.dtype, options.device, options.offload)
     if options.compile:
@@ -87,8 +87,6 @@ def run(options: GenerateOptions, *, command: str | None = None, observer: Obser
 def _defaults(options: GenerateOptions) -> Mapping[str, Any]:
     if options.model != EMBEDDED_MODEL:
         return {}
-    from dit_sparse.embedded import DEFAULTS
-
     return DEFAULTS
 
 

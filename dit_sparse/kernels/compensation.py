@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.pooling import pool_blocks
+from dit_sparse.kernels.pooling import block_lengths, pool_blocks
 from dit_sparse.layout import BlockMap
 
 CHUNK_BYTES = 128 * 2**20
@@ -32,15 +32,13 @@ def pooled_attention(
 
     Returns:
         out ``[B, Nq, H, D]`` float32, and its log-sum-exp ``[B, H, Nq]`` float32. A row that skips nothing
-            gives
-        zeros and -inf.
+        gives zeros and -inf.
     """
     batch, num_queries, heads, dim = q.shape
     q_block, k_block = block_map.block_size
     keys = pool_blocks(k, k_block)
     values = pool_blocks(v, k_block)
-    first = torch.arange(keys.shape[2], device=q.device) * k_block
-    sizes = (block_map.num_keys - first).clamp(max=k_block)
+    weight = block_lengths(block_map.num_keys, k_block, q.device).log()
     kept = block_map.to_mask()
     out = torch.empty(batch, num_queries, heads, dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(batch, heads, num_queries, dtype=torch.float32, device=q.device)
@@ -48,7 +46,7 @@ def pooled_attention(
     for start in range(0, num_queries, step):
         rows = torch.arange(start, min(start + step, num_queries), device=q.device)
         part = q[:, start : start + step].transpose(1, 2).float()
-        logits = part @ keys.transpose(-1, -2) * scale + sizes.float().log()
+        logits = part @ keys.transpose(-1, -2) * scale + weight
         logits = logits.masked_fill(kept[:, :, rows // q_block], float("-inf"))
         total = torch.logsumexp(logits, dim=-1)
         weights = torch.exp(logits - total.nan_to_num(neginf=0.0)[..., None])

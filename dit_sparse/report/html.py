@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dit_sparse.embedded import NAME as EMBEDDED_MODEL
 from dit_sparse.report.atomic import write_text
 from dit_sparse.report.charts import Chart, line_chart
 from dit_sparse.report.extras import require
@@ -16,7 +17,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 EMBED_LIMIT_BYTES = (
     8 * 1024 * 1024
 )  # videos up to this size together go into the page, so that it is one file to share
-EMBEDDED_MODEL = "tiny-wan"
 MISSING = "\N{EN DASH}"
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 PLAIN_REASONS = {"dense_step": "dense step", "dense_layer": "dense layer", "min_tokens": "short sequence"}
