@@ -10,7 +10,7 @@ from pathlib import Path
 NAME = "tiny-wan"
 
 DEFAULTS = {"height": 128, "width": 128, "num_frames": 17, "steps": 25, "guidance": 4.0}
-"""The settings it was evaluated with."""
+"""Colour and shape of held-out captions come out right at guidance 3, 5 and 7 alike (metrics.json)."""
 
 
 def tiny_wan_path() -> Path:

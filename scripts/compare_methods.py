@@ -2,7 +2,9 @@
 intervals.
 
     python scripts/compare_methods.py --prompts 16 --json quality.json
+    python scripts/compare_methods.py --methods draft svg2:score=mean_key,correction=pooled --densities 0.25
 
+A method is a name, or a name with fields as above.
 Same prompts, seeds and dense guard for all; metrics on raw frames. The floor is dense attention against
 itself in other arithmetic: SDPA's math kernel against its default one. Rows come out as they are measured.
 """
@@ -21,6 +23,7 @@ from diffusers import WanPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import dit_sparse
+from dit_sparse.cli.options import parse_settings
 from dit_sparse.embedded import DEFAULTS, heldout_prompts, tiny_wan_path
 from dit_sparse.report.environment import describe_device, package_versions
 from dit_sparse.report.generation import timed_run
@@ -33,6 +36,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", default=dit_sparse.list_methods())
+    parser.add_argument("--floor", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--densities", nargs="+", type=float, default=[0.5, 0.25, 0.1])
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--frames", type=int, default=DEFAULTS["num_frames"])
@@ -79,7 +83,7 @@ def main() -> None:
         similarity, similarity_width = interval([_mean(ssim_per_frame(a.frames, b.frames)) for a, b in pairs])
         seconds = float(np.median([run.denoise_s for run in runs]))
         print(
-            f"{name:12s} {density or 1.0:7.2f} {total or 1.0:7.3f} {value:7.2f} +- {width:4.2f} "
+            f"{name:40s} {density or 1.0:7.2f} {total or 1.0:7.3f} {value:7.2f} +- {width:4.2f} "
             f"{similarity:7.4f} +- {similarity_width:6.4f} {seconds:8.2f}",
             flush=True,
         )
@@ -93,16 +97,20 @@ def main() -> None:
     print(
         f"tiny-wan {args.frames}x{args.size}x{args.size}, {args.steps} steps, {len(prompts)} prompts, {dtype}"
     )
-    print("method       density   total    PSNR           SSIM             seconds")
-    with sdpa_kernel(SDPBackend.MATH):
-        rows = [row("dense floor", None, generate(), None)]
-    rows.append(row("dense again", None, generate(), None))
-    for method in args.methods:
+    print(f"{'method':40s} density   total    PSNR           SSIM             seconds")
+    rows = []
+    if args.floor:
+        with sdpa_kernel(SDPBackend.MATH):
+            rows.append(row("dense floor", None, generate(), None))
+        rows.append(row("dense again", None, generate(), None))
+    for spec in args.methods:
+        method, _, settings = spec.partition(":")
         for density in args.densities:
             fields = {"density": density, "dense_steps": args.dense_steps, "dense_layers": []}
+            fields |= parse_settings(settings.split(",") if settings else [])
             handle = pipe.enable_sparse_attention(method, **fields)
             runs = generate()
-            rows.append(row(method, density, runs, handle.stats().density_total))
+            rows.append(row(spec, density, runs, handle.stats().density_total))
             pipe.disable_sparse_attention()
     if args.json:
         header = {"device": describe_device(pipe.device).model_dump(), "versions": package_versions()}
