@@ -1,4 +1,4 @@
-"""The engine: schedule -> plan -> permute -> attend -> restore, for one attention call at one site."""
+"""The engine: plan -> permute -> attend -> correct -> restore, for one attention call at one site."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dit_sparse import kernels
+from dit_sparse.context import Observation, Observer, PlanContext
 from dit_sparse.corrections import Correction, CorrectionInput
 from dit_sparse.layout import AttentionPlan, BlockMap, Site, TokenLayout
-from dit_sparse.orderings import Ordering, PlanContext, Raster
+from dit_sparse.orderings import Ordering, Raster
 from dit_sparse.schedule import Schedule
 from dit_sparse.selectors import SelectionInput, Selector, forced_pairs
 from dit_sparse.state import LayerState
@@ -32,6 +33,8 @@ class SparseMethod:
         correction: how what was skipped is made good; None for not at all.
         schedule: when the sparse path runs.
         block_size: tokens per block on both axes, or "auto" by sequence length.
+        precision: arithmetic of the sparse attention, see
+            :func:`dit_sparse.kernels.block_sparse_attention`.
     """
 
     name: str
@@ -40,6 +43,7 @@ class SparseMethod:
     correction: Correction | None = None
     schedule: Schedule = field(default_factory=Schedule)
     block_size: int | str = "auto"
+    precision: str = "native"
 
     def __post_init__(self) -> None:
         size = self.block_size
@@ -47,6 +51,42 @@ class SparseMethod:
             raise ValueError(
                 f"block_size must be 'auto' or a whole number >= 1 (fast: 64, 128), got {size!r}"
             )
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """The parts that learn from dense attention."""
+        parts: tuple[object, ...] = (self.ordering, self.selector, self.correction)
+        return tuple(part for part in parts if isinstance(part, Observer))
+
+    def context(
+        self,
+        layout: TokenLayout,
+        site: Site,
+        state: LayerState,
+        *,
+        head_dim: int,
+        scale: float | None = None,
+        num_layers: int = 1,
+    ) -> PlanContext:
+        """What the parts may look at in one call.
+
+        Args:
+            layout: token grid and text run.
+            site: layer, step, branch.
+            state: carried values of this layer and branch.
+            head_dim: D.
+            scale: softmax scale; 1/sqrt(D) when None.
+            num_layers: self-attention layers of the transformer.
+        """
+        return PlanContext(
+            layout,
+            site,
+            head_dim**-0.5 if scale is None else scale,
+            self.blocks_for(layout.num_tokens),
+            state,
+            self.schedule.first_sparse_step(site.num_steps),
+            num_layers,
+        )
 
     def blocks_for(self, num_tokens: int) -> tuple[int, int]:
         """(query block, key block) in tokens for a sequence of this length."""
@@ -57,26 +97,14 @@ class SparseMethod:
 
 
 def sparse_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    method: SparseMethod,
-    layout: TokenLayout,
-    site: Site,
-    state: LayerState,
-    scale: float | None = None,
-    impl: str = "auto",
+    q: Tensor, k: Tensor, v: Tensor, *, method: SparseMethod, context: PlanContext, impl: str = "auto"
 ) -> tuple[Tensor, AttentionPlan]:
     """Attend sparsely at one site.
 
     Args:
         q, k, v: ``[B, N, H, D]`` in the model's own token order, after RoPE.
         method: the composition to run.
-        layout: token grid and text run; ``layout.num_tokens`` must be N.
-        site: layer, step, branch.
-        state: carried values of this layer and branch; read and written.
-        scale: softmax scale, 1/sqrt(D) by default.
+        context: see :meth:`SparseMethod.context`; ``context.layout.num_tokens`` must be N.
         impl: kernel to use, see :func:`dit_sparse.kernels.block_sparse_attention`.
 
     Returns:
@@ -85,64 +113,105 @@ def sparse_attention(
     Raises:
         ValueError: if the tensors do not fit the layout.
     """
-    if q.shape[1] != layout.num_tokens or k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit self-attention over "
-            f"{layout.num_tokens} tokens ({layout})"
-        )
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    state.match(layout, q.shape[0], q.shape[2])
-    interval = method.schedule.refresh_interval
-    if state.plan is not None and 0 <= site.step - state.plan_step < interval:
-        plan = state.plan
-        reordered = _Reordered(
-            plan, plan.block_map.unpack(), _permute(q, plan.q_order), _permute(k, plan.kv_order)
-        )
+    call = _reordered(q, k, v, method, context)
+    if method.correction is None:
+        out = call.attend(method.precision, impl)
     else:
-        context = PlanContext(layout, site, scale, method.blocks_for(layout.num_tokens), state)
-        reordered = _make_plan(q, k, method, context)
-        # A plan that no later step would reuse is not kept: at 720p its orders are tens of megabytes per
-        # layer.
-        state.plan, state.plan_step = (reordered.plan if interval > 1 else None), site.step
-    v_sorted = _permute(v, reordered.plan.kv_order)
-    out = _attend(reordered, v_sorted, method.correction, scale, impl)
-    q_order = reordered.plan.q_order
-    return (out if q_order is None else kernels.restore_rows(out, q_order)), reordered.plan
+        out, lse = call.attend_with_lse(method.precision, impl)
+        out = method.correction.apply(
+            CorrectionInput(
+                call.q, call.k, call.v, out, lse, call.block_map, context.scale, call.plan.q_order, context
+            )
+        )
+    return _restored(out, call.plan.q_order), call.plan
+
+
+def observed_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, method: SparseMethod, context: PlanContext, impl: str = "auto"
+) -> Tensor:
+    """Attend densely at one site and let the parts of the method that ask for it learn from that.
+
+    Takes what :func:`sparse_attention` takes. A plan made before is dropped: what the parts learn may change
+    it.
+
+    Returns:
+        Dense attention ``[B, N, H, D]``.
+    """
+    out, lse = kernels.dense_attention(q, k, v, scale=context.scale, impl=impl)
+
+    def sparse() -> tuple[Tensor, Tensor]:
+        call = _reordered(q, k, v, method, context)
+        sorted_out, sorted_lse = call.attend_with_lse(method.precision, impl)
+        order = call.plan.q_order
+        rows = sorted_lse if order is None else _unsorted(sorted_lse, order)
+        return _restored(sorted_out, order), rows
+
+    context.state.plan = None
+    for part in method.observers:
+        if part.wants(context):
+            part.observe(Observation(q, k, v, out, lse, context, sparse))
+    context.state.plan = None
+    return out
 
 
 @dataclass(frozen=True)
-class _Reordered:
-    """A plan with what was made on the way: the unpacked map and the reordered q and k ``[B, N, H, D]``."""
+class _Call:
+    """One attention call in the order of its plan: q, k, v ``[B, N, H, D]``."""
 
     plan: AttentionPlan
     block_map: BlockMap
     q: Tensor
     k: Tensor
+    v: Tensor
+    scale: float
+
+    def attend(self, precision: str, impl: str) -> Tensor:
+        out = kernels.block_sparse_attention(
+            self.q, self.k, self.v, self.block_map, scale=self.scale, impl=impl
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    def attend_with_lse(self, precision: str, impl: str) -> tuple[Tensor, Tensor]:
+        out, lse = kernels.block_sparse_attention(
+            self.q,
+            self.k,
+            self.v,
+            self.block_map,
+            scale=self.scale,
+            return_lse=True,
+            impl=impl,
+        )
+        return out, lse
 
 
-def _attend(
-    reordered: _Reordered, v: Tensor, correction: Correction | None, scale: float, impl: str
-) -> Tensor:
-    """Sparse attention in the reordered sequence, corrected: ``[B, N, H, D]``."""
-    result = kernels.block_sparse_attention(
-        reordered.q,
-        reordered.k,
-        v,
-        reordered.block_map,
-        scale=scale,
-        return_lse=correction is not None,
-        impl=impl,
-    )
-    if correction is None:
-        assert isinstance(result, Tensor)
-        return result
-    out, lse = result
-    return correction.apply(
-        CorrectionInput(reordered.q, reordered.k, v, out, lse, reordered.block_map, scale)
-    )
+def _reordered(q: Tensor, k: Tensor, v: Tensor, method: SparseMethod, context: PlanContext) -> _Call:
+    """The call in the order of the carried plan, or of a new one."""
+    layout, state = context.layout, context.state
+    if q.shape[1] != layout.num_tokens or k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit self-attention over "
+            f"{layout.num_tokens} tokens ({layout})"
+        )
+    state.match(layout, q.shape[0], q.shape[2])
+    interval = method.schedule.refresh_interval
+    if state.plan is not None and 0 <= context.site.step - state.plan_step < interval:
+        plan = state.plan.unpacked()
+        return _Call(
+            plan,
+            plan.block_map,
+            _permuted(q, plan.q_order),
+            _permuted(k, plan.kv_order),
+            _permuted(v, plan.kv_order),
+            context.scale,
+        )
+    call = _planned(q, k, v, method, context)
+    # A plan that no later step would reuse is not kept: at 720p its orders are tens of megabytes per layer.
+    state.plan, state.plan_step = (call.plan.packed() if interval > 1 else None), context.site.step
+    return call
 
 
-def _make_plan(q: Tensor, k: Tensor, method: SparseMethod, context: PlanContext) -> _Reordered:
+def _planned(q: Tensor, k: Tensor, v: Tensor, method: SparseMethod, context: PlanContext) -> _Call:
     """Order the tokens, then select blocks in the reordered sequence."""
     layout = context.layout
     video = slice(layout.video_start, layout.video_start + layout.video_tokens)
@@ -150,7 +219,7 @@ def _make_plan(q: Tensor, k: Tensor, method: SparseMethod, context: PlanContext)
     shared = order.kv is order.q
     q_order = _with_text(order.q, layout)
     kv_order = q_order if shared else _with_text(order.kv, layout)
-    q_sorted, k_sorted = _permute(q, q_order), _permute(k, kv_order)
+    q_sorted, k_sorted, v_sorted = _permuted(q, q_order), _permuted(k, kv_order), _permuted(v, kv_order)
     reordered = q_order is not None
     forced = forced_pairs(
         layout.num_tokens,
@@ -161,10 +230,11 @@ def _make_plan(q: Tensor, k: Tensor, method: SparseMethod, context: PlanContext)
         diagonal=shared,  # with q and k ordered apart the diagonal means nothing
     )
     video_start = 0 if reordered else layout.video_start
-    mask = method.selector.select(SelectionInput(q_sorted, k_sorted, order, forced, video_start, context))
+    given = SelectionInput(q_sorted, k_sorted, v_sorted, order, forced, video_start, context)
+    mask = method.selector.select(given)
     block_map = BlockMap.from_mask(mask, layout.num_tokens, layout.num_tokens, context.block_size)
-    plan = AttentionPlan(q_order, kv_order, block_map.pack(), block_map.density())
-    return _Reordered(plan, block_map, q_sorted, k_sorted)
+    plan = AttentionPlan(q_order, kv_order, block_map, block_map.density())
+    return _Call(plan, block_map, q_sorted, k_sorted, v_sorted, context.scale)
 
 
 def _with_text(order: Tensor | None, layout: TokenLayout) -> Tensor | None:
@@ -175,5 +245,14 @@ def _with_text(order: Tensor | None, layout: TokenLayout) -> Tensor | None:
     return torch.cat([order + layout.video_start, text.expand(*order.shape[:-1], -1)], dim=-1)
 
 
-def _permute(x: Tensor, order: Tensor | None) -> Tensor:
+def _permuted(x: Tensor, order: Tensor | None) -> Tensor:
     return x if order is None else kernels.permute_rows(x, order)
+
+
+def _restored(x: Tensor, order: Tensor | None) -> Tensor:
+    return x if order is None else kernels.restore_rows(x, order)
+
+
+def _unsorted(rows: Tensor, order: Tensor) -> Tensor:
+    """``[B, H, N]`` values per row, back in the model's order."""
+    return torch.empty_like(rows).scatter_(-1, order.expand(rows.shape), rows)

@@ -212,14 +212,38 @@ class AttentionPlan:
     Args:
         q_order, kv_order: int64 permutations of the N tokens, ``[N]``, ``[H, N]`` or ``[B, H, N]``: position
             i of the reordered sequence holds token ``order[..., i]``. None is the model's own order.
-        block_map: kept pairs in the reordered sequences, bit-packed between steps.
+        block_map: kept pairs in the reordered sequences.
         density: 0-d float32 tensor, fraction of pairs kept.
     """
 
     q_order: Tensor | None
     kv_order: Tensor | None
+    block_map: BlockMap
+    density: Tensor
+
+    def packed(self) -> PackedPlan:
+        """A copy to keep between steps: the map as bits, orders as int32."""
+        q_order = None if self.q_order is None else self.q_order.to(torch.int32)
+        shared = self.kv_order is self.q_order
+        kv_order = q_order if shared or self.kv_order is None else self.kv_order.to(torch.int32)
+        return PackedPlan(q_order, kv_order, self.block_map.pack(), self.density)
+
+
+@dataclass(frozen=True)
+class PackedPlan:
+    """An :class:`AttentionPlan` between steps: 1/32 of its map, half of its orders."""
+
+    q_order: Tensor | None
+    kv_order: Tensor | None
     block_map: PackedBlockMap
     density: Tensor
+
+    def unpacked(self) -> AttentionPlan:
+        """The plan that was packed."""
+        q_order = None if self.q_order is None else self.q_order.long()
+        shared = self.kv_order is self.q_order
+        kv_order = q_order if shared or self.kv_order is None else self.kv_order.long()
+        return AttentionPlan(q_order, kv_order, self.block_map.unpack(), self.density)
 
     @property
     def nbytes(self) -> int:

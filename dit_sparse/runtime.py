@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from dit_sparse import kernels
-from dit_sparse.engine import SparseMethod, sparse_attention
+from dit_sparse.context import PlanContext
+from dit_sparse.engine import SparseMethod, observed_attention, sparse_attention
 from dit_sparse.layout import Site, SiteRecord, TokenLayout
 from dit_sparse.state import State
 
-PLANNED = ("dense_step", "dense_layer", "min_tokens")
-"""Reasons to run dense that the schedule asked for; any other is a fallback."""
+PLANNED = ("dense_step", "dense_layer", "min_tokens", "observed")
+"""Reasons to run dense that the schedule or the method asked for; any other is a fallback."""
 
 FALLBACKS = {
     "attention_mask": "an attention mask that is not plain text padding was passed",
@@ -44,6 +45,15 @@ class Call:
     dense: Callable[[], Tensor]
     scale: float | None
     obstacle: str | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Samples of a call that are attended together, their live tokens (None for all), and their context."""
+
+    samples: slice
+    tokens: slice | None
+    context: PlanContext
 
 
 class Runtime:
@@ -77,15 +87,61 @@ class Runtime:
         if obstacle is None and q.shape[1] != call.layout.num_tokens:
             obstacle = "token_count"
         planned = self.method.schedule.dense_reason(call.site, call.layout, call.num_layers)
-        if planned is not None:
+        if obstacle is not None or planned in ("dense_layer", "min_tokens"):
+            if planned is None:
+                self.fall_back(call.site, obstacle or "")
+            else:
+                self.records.append(SiteRecord(call.site, 1.0, planned, "dense"))
+            return call.dense()
+        parts = self._parts(q, call)
+        observed = any(p.wants(part.context) for p in self.method.observers for part in parts)
+        if planned is not None and not observed:
             self.records.append(SiteRecord(call.site, 1.0, planned, "dense"))
             return call.dense()
-        if obstacle is not None:
-            self.fall_back(call.site, obstacle)
-            return call.dense()
-        if call.valid_text is None or set(call.valid_text) == {call.layout.text_tokens}:
-            return self._sparse(q, k, v, call.layout, call)
-        return self._sparse_padded(q, k, v, call.valid_text, call)
+        reason = planned or ("observed" if observed else None)
+        if parts[0].tokens is None:
+            return self._attend(q, k, v, parts[0].context, reason)
+        out = torch.zeros_like(q)  # text padding is trimmed; no later layer reads its rows
+        for part in parts:
+            live = (part.samples, part.tokens)
+            out[live] = self._attend(q[live], k[live], v[live], part.context, reason)
+        return out
+
+    def _parts(self, q: Tensor, call: Call) -> list[_Part]:
+        """The call as a whole, or cut into samples of one length each where its text is padded."""
+        layout, valid = call.layout, call.valid_text
+        if valid is None or set(valid) == {layout.text_tokens}:
+            return [_Part(slice(None), None, self._context(q, q.shape[0], layout, call, 0))]
+        if len(set(valid)) == 1:
+            groups = [(0, slice(None), q.shape[0])]
+        else:
+            groups = [(i, slice(i, i + 1), 1) for i in range(len(valid))]
+        parts = []
+        for sample, rows, batch in groups:
+            text = valid[sample]
+            live = replace(layout, text_tokens=text, text_position="last" if text else "none")
+            context = self._context(q, batch, live, call, sample)
+            parts.append(_Part(rows, slice(0, live.num_tokens), context))
+        return parts
+
+    def _context(self, q: Tensor, batch: int, layout: TokenLayout, call: Call, sample: int) -> PlanContext:
+        state = self.state.layer(call.site, sample)
+        state.match(layout, batch, q.shape[2])
+        return self.method.context(
+            layout, call.site, state, head_dim=q.shape[-1], scale=call.scale, num_layers=call.num_layers
+        )
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: PlanContext, reason: str | None) -> Tensor:
+        """Sparse, or observed where there is a ``reason`` to be dense."""
+        density: Tensor | float = 1.0
+        if reason is None:
+            out, plan = sparse_attention(q, k, v, method=self.method, context=context, impl=self.impl)
+            density = plan.density
+        else:
+            out = observed_attention(q, k, v, method=self.method, context=context, impl=self.impl)
+        backend = self._backend(q, context.block_size)
+        self.records.append(SiteRecord(context.site, density, reason, backend))
+        return out
 
     def fall_back(self, site: Site, obstacle: str) -> None:
         """Take note of a dense call that the schedule did not ask for.
@@ -98,36 +154,6 @@ class Runtime:
                 f"{site} cannot run sparse: {FALLBACKS[obstacle]}; pass strict=False to run it dense"
             )
         self.records.append(SiteRecord(site, 1.0, obstacle, "dense"))
-
-    def _sparse(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, call: Call, sample: int = 0
-    ) -> Tensor:
-        out, plan = sparse_attention(
-            q,
-            k,
-            v,
-            method=self.method,
-            layout=layout,
-            site=call.site,
-            state=self.state.layer(call.site, sample),
-            scale=call.scale,
-            impl=self.impl,
-        )
-        self.records.append(
-            SiteRecord(call.site, plan.density, None, self._backend(q, plan.block_map.block_size))
-        )
-        return out
-
-    def _sparse_padded(self, q: Tensor, k: Tensor, v: Tensor, valid: tuple[int, ...], call: Call) -> Tensor:
-        """Text padding is trimmed; its rows come out as zeros, which no later layer reads."""
-        out = torch.zeros_like(q)
-        groups = {0: slice(None)} if len(set(valid)) == 1 else {i: slice(i, i + 1) for i in range(len(valid))}
-        for sample, rows in groups.items():
-            text = valid[sample]
-            layout = replace(call.layout, text_tokens=text, text_position="last" if text else "none")
-            live = (rows, slice(0, layout.num_tokens))
-            out[live] = self._sparse(q[live], k[live], v[live], layout, call, sample)
-        return out
 
     def _backend(self, q: Tensor, block_size: tuple[int, int]) -> str:
         if self.impl != "auto":

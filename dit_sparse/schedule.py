@@ -60,6 +60,13 @@ class Schedule:
             return "min_tokens"
         return None
 
+    def first_sparse_step(self, num_steps: int | None) -> int:
+        """First step that is not left dense, taking ``num_steps`` None as in :meth:`dense_reason`."""
+        step = 0
+        while self._step_is_dense(step, num_steps):
+            step += 1
+        return step
+
     def _step_is_dense(self, step: int, num_steps: int | None) -> bool:
         if isinstance(self.dense_steps, frozenset):
             return step in self.dense_steps

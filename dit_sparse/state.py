@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_sparse.layout import AttentionPlan, Site, TokenLayout
+from dit_sparse.layout import PackedPlan, Site, TokenLayout
 
 
 @dataclass
@@ -23,7 +23,7 @@ class LayerState:
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    plan: AttentionPlan | None = None
+    plan: PackedPlan | None = None
     plan_step: int = -1
     shape: tuple[TokenLayout, int, int] | None = None
 

@@ -132,9 +132,8 @@ def main() -> None:
         for layer, (q, k, v, layout) in sorted(layers.items()):
             heads_first = (x.transpose(1, 2) for x in (q, k, v))
             dense = torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
-            out, _ = sparse_attention(
-                q, k, v, method=method, layout=layout, site=Site(layer, 0), state=LayerState()
-            )
+            context = method.context(layout, Site(layer, 0), LayerState(), head_dim=q.shape[-1])
+            out, _ = sparse_attention(q, k, v, method=method, context=context)
             errors.append(float((out - dense).norm() / dense.norm()))
         row = " ".join(f"{error:.3f}" for error in errors)
         print(f"{name:38s} {sum(errors) / len(errors):.3f}  {row}", flush=True)

@@ -23,7 +23,8 @@ def attend(q, k, v, layout, density, correction):
     method = SparseMethod(
         "t", TopK(density, "row"), correction=correction, schedule=Schedule(), block_size=16
     )
-    return sparse_attention(q, k, v, method=method, layout=layout, site=Site(0, 0), state=LayerState())[0]
+    context = method.context(layout, Site(0, 0), LayerState(), head_dim=q.shape[-1])
+    return sparse_attention(q, k, v, method=method, context=context)[0]
 
 
 def random(tokens, heads=2, dim=16, batch=1, seed=0):

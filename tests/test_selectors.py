@@ -20,20 +20,21 @@ from dit_sparse.selectors import (
 from dit_sparse.state import LayerState
 
 
-def given_for(q, k, layout, block=16, ordering=None, diagonal=True):
+def given_for(q, k, layout, block=16, ordering=None, diagonal=True, v=None):
     """A selection problem as the engine poses it, for a layout without text or with raster order."""
     context = PlanContext(layout, Site(0, 0), q.shape[-1] ** -0.5, (block, block), LayerState())
     order = (ordering or Raster()).order(q, k, context)
     n = layout.num_tokens
+    v = torch.zeros_like(k) if v is None else v
     if order.q is not None:
-        q, k = (
+        q, k, v = (
             x.gather(1, o.expand(x.shape[0], x.shape[2], n).transpose(1, 2)[..., None].expand_as(x))
-            for x, o in ((q, order.q), (k, order.kv))
+            for x, o in ((q, order.q), (k, order.kv), (v, order.kv))
         )
     forced = forced_pairs(
         n, layout.text_start, layout.text_tokens, (block, block), q.device, diagonal=diagonal
     )
-    return SelectionInput(q, k, order, forced, layout.video_start, context)
+    return SelectionInput(q, k, v, order, forced, layout.video_start, context)
 
 
 def random_qk(tokens, heads=2, dim=8, batch=1, seed=0, scale=2.0):

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from dit_sparse.context import PlanContext
 from dit_sparse.layout import BlockMap
 
 
@@ -20,6 +21,8 @@ class CorrectionInput:
         lse: float32 ``[B, H, N]`` over the kept keys.
         block_map: kept pairs.
         scale: factor on the logits.
+        q_order: query order of the plan, int64 ``[N]``, ``[H, N]`` or ``[B, H, N]``; None in model order.
+        context: where the call is, and its state.
     """
 
     q: Tensor
@@ -29,6 +32,14 @@ class CorrectionInput:
     lse: Tensor
     block_map: BlockMap
     scale: float
+    q_order: Tensor | None
+    context: PlanContext
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Values per query in the model's token order, ``[B, H, N]``, brought to the order of ``out``."""
+        if self.q_order is None:
+            return values
+        return values.gather(-1, self.q_order.expand(values.shape))
 
 
 class Correction(Protocol):

@@ -7,6 +7,7 @@ backend that needs them when it first runs, and the package works without any of
 
 from dit_sparse.kernels.clustering import KMeansResult, kmeans, sort_by_label
 from dit_sparse.kernels.compensation import merge_attention, pooled_attention
+from dit_sparse.kernels.dense import dense_attention
 from dit_sparse.kernels.dispatch import available_backends, block_sparse_attention, explain_backend
 from dit_sparse.kernels.pooling import block_mass, mean_key_mass, pool_blocks, pooled_scores
 from dit_sparse.kernels.rows import permute_rows, restore_rows
@@ -16,6 +17,7 @@ __all__ = [
     "available_backends",
     "block_mass",
     "block_sparse_attention",
+    "dense_attention",
     "explain_backend",
     "kmeans",
     "mean_key_mass",

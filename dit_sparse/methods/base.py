@@ -8,7 +8,11 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from dit_sparse.corrections import Correction, correction_named
 from dit_sparse.engine import SparseMethod
+from dit_sparse.orderings import Ordering, Raster
+from dit_sparse.schedule import DenseLayers, DenseSteps, Schedule
+from dit_sparse.selectors import Selector
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,75 @@ class MethodConfig:
     def build(self, model: ModelInfo) -> SparseMethod:
         """Compose the axes for this model."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ComposedConfig(MethodConfig):
+    """Base of the methods that compose axes: the fields that all of them share.
+
+    A method overrides a default by declaring the field again.
+    """
+
+    density: float | None = 0.25
+    correction: str = "none"
+    dense_steps: DenseSteps | None = 0.2
+    dense_layers: DenseLayers | float = ()
+    refresh_interval: int = 1
+    min_tokens: int = 1024
+    block_size: int | str = "auto"
+    precision: str = "native"
+
+    @property
+    def target_density(self) -> float:
+        """``density`` for the methods that have no rule of their own.
+
+        Raises:
+            ValueError: if it is None.
+        """
+        if self.density is None:
+            raise ValueError(f"method {self.name!r} needs a density in (0, 1], got None")
+        return self.density
+
+    def compose(
+        self,
+        selector: Selector,
+        ordering: Ordering | None = None,
+        *,
+        correction: Correction | None = None,
+        dense_steps: DenseSteps | None = None,
+    ) -> SparseMethod:
+        """The shared fields as a composition.
+
+        Args:
+            selector, ordering: the method's own axes; raster order when None.
+            correction: the method's own; the one named by the ``correction`` field when None.
+            dense_steps: resolved guard where the ``dense_steps`` field is None.
+        """
+        guard = self.dense_steps if self.dense_steps is not None else dense_steps
+        return SparseMethod(
+            name=self.name,
+            selector=selector,
+            ordering=ordering or Raster(),
+            correction=correction or correction_named(self.correction),
+            schedule=Schedule(
+                0 if guard is None else guard, self.dense_layers, self.refresh_interval, self.min_tokens
+            ),
+            block_size=self.block_size,
+            precision=self.precision,
+        )
+
+
+SHARED_FIELDS = {
+    "density": "fraction of blocks to compute, in (0, 1]; None: by the method's own rule, if it has one",
+    "correction": 'how skipped blocks are made good: "none", or "pooled": they enter through their means',
+    "dense_steps": "first steps left dense: a count, a fraction, or a list; None takes the paper's guard",
+    "dense_layers": 'layers left dense: indices, "0-1,47", or a fraction of the first layers',
+    "refresh_interval": "steps that share a plan",
+    "min_tokens": "shorter sequences stay dense",
+    "block_size": 'tokens per block, or "auto" by sequence length',
+    "precision": 'arithmetic of the sparse attention; "native" is that of the inputs',
+}
+"""What :func:`describe` says of them."""
 
 
 Config = TypeVar("Config", bound=type[MethodConfig])
@@ -99,5 +172,7 @@ def describe(name: str) -> str:
     """
     cls = method_class(name)
     lines = [f"{name}: {inspect.getdoc(cls) or ''}", "", f"Source: {cls.citation}", "Fields:"]
-    lines += [f"  {field.name} = {field.default!r}" for field in dataclasses.fields(cls)]
+    for field in dataclasses.fields(cls):
+        meaning = SHARED_FIELDS.get(field.name)
+        lines.append(f"  {field.name} = {field.default!r}" + (f": {meaning}" if meaning else ""))
     return "\n".join(lines)

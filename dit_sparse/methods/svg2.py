@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_sparse.corrections import correction_named
 from dit_sparse.engine import SparseMethod
-from dit_sparse.methods.base import MethodConfig, ModelInfo, register_method
+from dit_sparse.methods.base import ComposedConfig, ModelInfo, register_method
 from dit_sparse.orderings import SemanticClusters
-from dit_sparse.schedule import DenseLayers, DenseSteps, Schedule
+from dit_sparse.schedule import DenseLayers, DenseSteps
 from dit_sparse.selectors import TopP
 from dit_sparse.selectors.scores import Score
 
@@ -19,7 +18,7 @@ _DENSE_STEPS = {"hunyuan_video": 0.1}
 
 @register_method
 @dataclass(frozen=True)
-class SVG2(MethodConfig):
+class SVG2(ComposedConfig):
     """SVG2, semantic-aware permutation: cluster q and k apart, score clusters by centroid, keep top-p.
 
     Deviations from the paper: the cluster-sorted sequences are cut into fixed blocks, so that the fast
@@ -37,12 +36,8 @@ class SVG2(MethodConfig):
         first_iterations, iterations: Lloyd iterations without and with carried centroids.
         score: "centroid" as in the paper, "pooled" over the fixed blocks, or "mean_key": every query against
             the mean keys of the fixed blocks.
-        correction: "none" as in the paper, or "pooled": skipped blocks enter through their means.
-        dense_steps: None takes the paper's guard: the first 20% of the steps, 10% for HunyuanVideo.
-        dense_layers: the paper's first 3% of the layers.
-        refresh_interval: steps that share a plan; 1 as in the paper.
-        min_tokens: shorter sequences stay dense.
-        block_size: tokens per block, or "auto".
+
+    The dense guard is the paper's: the first 20% of the steps, 10% for HunyuanVideo, and 3% of the layers.
     """
 
     name: ClassVar[str] = "svg2"
@@ -56,27 +51,19 @@ class SVG2(MethodConfig):
     first_iterations: int = 50
     iterations: int = 2
     score: Score = "centroid"
-    correction: str = "none"
     dense_steps: DenseSteps | None = None
     dense_layers: DenseLayers | float = 0.03
-    refresh_interval: int = 1
-    min_tokens: int = 1024
-    block_size: int | str = "auto"
 
     def build(self, model: ModelInfo) -> SparseMethod:
         """Compose semantic ordering and top-p."""
         q_clusters = _Q_CLUSTERS.get(model.family, 300) if self.q_clusters is None else self.q_clusters
-        dense_steps = _DENSE_STEPS.get(model.family, 0.2) if self.dense_steps is None else self.dense_steps
-        return SparseMethod(
-            name=self.name,
-            ordering=SemanticClusters(
+        return self.compose(
+            TopP(self.top_p, self.density, self.min_kc_ratio, self.score),
+            SemanticClusters(
                 q_clusters,
                 self.kv_clusters,
                 first_iterations=self.first_iterations,
                 iterations=self.iterations,
             ),
-            selector=TopP(self.top_p, self.density, self.min_kc_ratio, self.score),
-            correction=correction_named(self.correction),
-            schedule=Schedule(dense_steps, self.dense_layers, self.refresh_interval, self.min_tokens),
-            block_size=self.block_size,
+            dense_steps=_DENSE_STEPS.get(model.family, 0.2),
         )

@@ -7,27 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dit_sparse.layout import Site, TokenLayout
-from dit_sparse.state import LayerState
-
-
-@dataclass(frozen=True)
-class PlanContext:
-    """What planning may look at besides the tensors.
-
-    Args:
-        layout: token grid and text position.
-        site: layer, step, branch.
-        scale: softmax scale of the logits.
-        block_size: (query block, key block) in tokens.
-        state: what this layer and branch carried over from earlier steps; planning may read and write it.
-    """
-
-    layout: TokenLayout
-    site: Site
-    scale: float
-    block_size: tuple[int, int]
-    state: LayerState
+from dit_sparse.context import PlanContext
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dit_sparse.orderings.base import PlanContext, TokenOrder
+from dit_sparse.context import PlanContext
+from dit_sparse.orderings.base import TokenOrder
 
 AXIS_ORDERS = ("THW", "TWH", "HTW", "HWT", "WTH", "WHT")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dit_sparse import kernels
-from dit_sparse.orderings.base import Clusters, PlanContext, TokenOrder
+from dit_sparse.context import PlanContext
+from dit_sparse.orderings.base import Clusters, TokenOrder
 
 
 @dataclass(frozen=True)

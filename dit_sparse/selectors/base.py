@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dit_sparse.context import PlanContext
 from dit_sparse.layout import ceil_div
-from dit_sparse.orderings.base import PlanContext, TokenOrder
+from dit_sparse.orderings.base import TokenOrder
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class SelectionInput:
     """All a selector may look at.
 
     Args:
-        q, k: ``[B, N, H, D]`` in the reordered sequence, text included.
+        q, k, v: ``[B, N, H, D]`` in the reordered sequence, text included.
         order: the permutations of the video tokens and the clusters they came from.
         forced: bool ``[nQ, nK]``, pairs that are kept whatever the selector says (text rows and columns, the
             diagonal); they count towards the budget.
@@ -31,6 +32,7 @@ class SelectionInput:
 
     q: Tensor
     k: Tensor
+    v: Tensor
     order: TokenOrder
     forced: Tensor
     video_start: int

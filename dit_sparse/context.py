@@ -1,0 +1,83 @@
+"""What the parts of a method may look at besides tensors, and how they learn from dense attention.
+
+Orderings, selectors and corrections are immutable. What they learn at run time lies in the layer's state,
+which the context carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from dit_sparse.layout import Site, TokenLayout
+from dit_sparse.state import LayerState
+
+
+@dataclass(frozen=True)
+class PlanContext:
+    """Where a call is, and what was carried there.
+
+    Args:
+        layout: token grid and text position.
+        site: layer, step, branch.
+        scale: softmax scale of the logits.
+        block_size: (query block, key block) in tokens.
+        state: what this layer and branch carried over from earlier steps; planning may read and write it.
+        first_sparse_step: first step that the schedule does not leave dense.
+        num_layers: self-attention layers of the transformer.
+    """
+
+    layout: TokenLayout
+    site: Site
+    scale: float
+    block_size: tuple[int, int]
+    state: LayerState
+    first_sparse_step: int = 0
+    num_layers: int = 1
+
+    @property
+    def last_dense_step(self) -> int:
+        """Last step of the leading dense guard; step 0 where there is no guard."""
+        return max(0, self.first_sparse_step - 1)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Dense attention of one call with all that can be learnt from it, in the model's token order.
+
+    Args:
+        q, k, v: ``[B, N, H, D]``.
+        out: dense output ``[B, N, H, D]``.
+        lse: float32 ``[B, H, N]``, log-sum-exp of the scaled logits over all keys.
+        context: where the call is, and its state.
+        sparse: computes what the method itself would have at this call, without correction: output
+            ``[B, N, H, D]`` and log-sum-exp ``[B, H, N]``. It costs a plan and a sparse attention.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor
+    context: PlanContext
+    sparse: Callable[[], tuple[Tensor, Tensor]]
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A part of a method (ordering, selector or correction) that learns from dense attention.
+
+    The engine runs a call densely where some part asks for it, and hands the result to all that do. It asks
+    in dense steps too, where observing costs no more than the dense kernel's log-sum-exp.
+    """
+
+    def wants(self, context: PlanContext) -> bool:
+        """Whether this call is to be observed. True whenever the part could not do its work otherwise."""
+        ...
+
+    def observe(self, seen: Observation) -> None:
+        """Learn: write to ``seen.context.state.values``."""
+        ...
