@@ -60,7 +60,8 @@ class Handle:
                 f"  ordering  {method.ordering}",
                 f"  selector  {method.selector}",
                 f"  schedule  {method.schedule}",
-                f"  blocks    {method.block_size}, kernel {runtime.impl}",
+                f"  blocks    {method.block_size}, precision {method.precision}",
+                f"  kernel    {_kernel_of(runtime, attachment.transformer)}",
             ]
         stats = self.stats()
         if not stats.records:
@@ -202,6 +203,17 @@ class _Given(MethodConfig):
     def build(self, model: ModelInfo) -> SparseMethod:
         """The composition as given."""
         return self.method
+
+
+def _kernel_of(runtime: Runtime, transformer: Any) -> str:
+    """The kernel that runs for this transformer's tensors in blocks of 128 or as given, and why."""
+    if runtime.impl != "auto":
+        return f"{runtime.impl}, as asked for"
+    size = runtime.method.block_size
+    block = size if isinstance(size, int) else 128
+    weight = next(transformer.parameters())
+    name, why = kernels.explain_backend(weight.device, weight.dtype, _head_dim(transformer), (block, block))
+    return f"auto: {name} ({why})"
 
 
 def _check_backend(backend: str) -> None:

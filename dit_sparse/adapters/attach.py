@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_sparse.adapters import compiled
 from dit_sparse.adapters.base import Adapter
 from dit_sparse.adapters.processors import SparseProcessor, make_processor
 from dit_sparse.adapters.steps import StepTracker, branch_of
 from dit_sparse.layout import Site, TokenLayout
 from dit_sparse.runtime import Call, Runtime
-
-_ATTACHMENTS: weakref.WeakValueDictionary[int, Attachment] = weakref.WeakValueDictionary()
-_KEYS = itertools.count()
 
 
 class Attachment:
@@ -46,14 +43,13 @@ class Attachment:
         self.runtime = runtime
         self.tracker = tracker
         self.layers = adapter.attention_layers(transformer)
-        self.key = next(_KEYS)
+        self.key = compiled.make_key(self)
         self.taps = [LayerTap(self, index) for index in range(len(self.layers))]
-        self._signature = inspect.signature(type(transformer).forward)
+        self._names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
         self._layout: TokenLayout | None = None
         self._site = Site(0, 0)
         self._valid_text: tuple[int, ...] | None = None
         self._mask_read: tuple[weakref.ref[Tensor], int, tuple[int, ...]] | None = None
-        _ATTACHMENTS[self.key] = self
         self._place_processors()
         self._hook = transformer.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
@@ -76,13 +72,33 @@ class Attachment:
             if not isinstance(module.processor, SparseProcessor):
                 module.set_processor(make_processor(module.processor, tap))
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = self._signature.bind(module, *args, **kwargs).arguments
-        self._place_processors()
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        inputs = dict(zip(self._names, args)) | kwargs
+        if not torch.compiler.is_compiling():
+            self._place_processors()
+            self.begin(inputs)
+            return None
+        mask_name = self.adapter.text_mask or "no mask"
+        announced = compiled.begin(
+            inputs["hidden_states"],
+            inputs["timestep"],
+            inputs.get("encoder_hidden_states"),
+            inputs.get(mask_name),
+            self.key,
+            mask_name,
+        )
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": announced}
+        return (announced, *args[1:]), kwargs
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Take note of a forward: its token grid, step and branch."""
         moment = self.tracker.advance(inputs["timestep"])
         if moment.new_generation:
             self.runtime.new_generation()
-        self._layout = self.adapter.layout(module, inputs)
+        self._layout = self.adapter.layout(self.transformer, inputs)
         self._site = Site(
             0, moment.step, moment.num_steps, branch_of(moment, self.adapter.guidance), self.name
         )
@@ -150,39 +166,12 @@ class LayerTap:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
         """See :class:`~dit_sparse.adapters.processors.Tap`."""
         if torch.compiler.is_compiling():
-            return _attention_op(q, k, v, mask, self._layer_tensor, self._key, scale)
+            return compiled.attention(q, k, v, mask, self._layer_tensor, self._key, scale)
         return self._attachment.attend(self._layer, q, k, v, mask, scale)
 
     def bypass(self, obstacle: str) -> None:
         """See :class:`~dit_sparse.adapters.processors.Tap`."""
         self._attachment.bypass(self._layer, obstacle)
-
-
-@torch.library.custom_op("dit_sparse::attention", mutates_args=())
-def _attention_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    layer: Tensor,
-    attachment: int,
-    scale: float | None,
-) -> Tensor:
-    out = _ATTACHMENTS[attachment].attend(int(layer), q, k, v, mask, scale)
-    return out.contiguous()
-
-
-@_attention_op.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    layer: Tensor,
-    attachment: int,
-    scale: float | None,
-) -> Tensor:
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
 
 def transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:

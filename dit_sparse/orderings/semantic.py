@@ -60,5 +60,6 @@ class SemanticClusters:
             centroids=carried,
             iterations=self.first_iterations if carried is None else self.iterations,
         )
-        context.state.values[key] = result.centroids
+        # Carried in the inputs' precision: half the memory, and Lloyd's iterations forget the rounding.
+        context.state.values[key] = result.centroids.to(x.dtype)
         return Clusters(result.labels, result.centroids, result.sizes)
