@@ -13,8 +13,9 @@ if not torch.cuda.is_available():
 # Two cores are what continuous integration has; more threads make the tiny tensors here slower, not faster.
 torch.set_num_threads(2)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The recipes share their tiny random pipelines with the tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines"))
+# The recipes share their tiny random pipelines with the tests; the scripts are tested as modules.
+for folder in ("scripts", "pipelines"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("default")

@@ -1,0 +1,72 @@
+"""Memory of sparse attention: what a call needs at its peak, and what is carried between steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from dit_sparse.corrections import PooledCompensation
+from dit_sparse.engine import SparseMethod
+from dit_sparse.state import LayerState
+from gpu_bench.harness import Row, Settings, benchmark, error_note
+from gpu_bench.models import Model, chosen_models, smooth_qkv
+from gpu_bench.recording import Tensors, compositions, engine_call
+
+INTERVALS = (1, 5)
+METHODS = ("svg2", "draft", "tiles, mean_key", "clusters, mean_key")
+
+
+@benchmark("memory", group=None)
+def bench_memory(settings: Settings) -> list[Row]:
+    """Peak extra memory of one call (beside q, k, v and the output), and carried state of the whole model."""
+    rows: list[Row] = []
+    for name, model in chosen_models(settings.quick).items():
+        rows += memory_rows(name, model, settings)
+    return rows
+
+
+def memory_rows(name: str, model: Model, settings: Settings) -> list[Row]:
+    """One row for each method, correction and refresh interval.
+
+    The state of the model is that of the measured layer times layers and guidance branches.
+    """
+    torch.manual_seed(0)
+    x = smooth_qkv(model.layout, model.heads, model.dim, settings.device)
+    chosen = {label: method for label, method in compositions(model).items() if label in METHODS}
+    rows: list[Row] = []
+    for label, method in chosen.items():
+        for suffix, correction in (("", None), (" + compensation", PooledCompensation())):
+            for interval in INTERVALS:
+                schedule = replace(method.schedule, refresh_interval=interval)
+                row: Row = {"shape": name, "method": label + suffix, "refresh_interval": interval}
+                try:
+                    row |= _measured(replace(method, correction=correction, schedule=schedule), x, model)
+                except Exception as error:  # out of memory is a result, too
+                    row |= {"note": error_note(error)}
+                rows.append(row)
+    return rows
+
+
+def _measured(method: SparseMethod, x: Tensors, model: Model) -> Row:
+    """Bytes of a call after the first, and of what it leaves in the state."""
+    state, on_gpu = LayerState(), x[0].is_cuda
+    engine_call(method, x, model.layout, state, 0)
+    peak: float | None = None
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    # Far enough for a new plan: it is the call that needs most.
+    out, _ = engine_call(method, x, model.layout, state, method.schedule.refresh_interval)
+    if on_gpu:
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before - out.nbytes
+    whole = state.nbytes * model.layers * model.forwards
+    return {
+        "peak_extra_MB": None if peak is None else round(peak / 1e6, 1),
+        "state_per_layer_MB": round(state.nbytes / 1e6, 3),
+        "layers": model.layers,
+        "branches": model.forwards,
+        "state_GB": round(whole / 1e9, 3),
+    }
