@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from dit_sparse import kernels
 from dit_sparse.adapters.attach import Attachment, scheduler_of, transformers_of
 from dit_sparse.adapters.base import find_adapter
+from dit_sparse.adapters.fused import make_fusion
 from dit_sparse.adapters.steps import StepTracker
 from dit_sparse.engine import SparseMethod
 from dit_sparse.methods import MethodConfig, ModelInfo, make_method
@@ -61,6 +62,7 @@ class Handle:
                 f"  selector  {method.selector}",
                 f"  schedule  {method.schedule}",
                 f"  blocks    {method.block_size}, precision {method.precision}",
+                *([f"  fusion    {attachment.fusion.summary()}"] if attachment.fusion else []),
                 f"  kernel    {_kernel_of(runtime, attachment.transformer)}",
             ]
         stats = self.stats()
@@ -99,6 +101,7 @@ def enable_sparse_attention(
     profile: str | Path | None = None,
     backend: str = "auto",
     strict: bool = False,
+    fuse_norm_rope: bool | Literal["auto"] = False,
     **fields: Any,
 ) -> Handle:
     """Run the self-attention of a pipeline's transformers sparsely.
@@ -115,6 +118,10 @@ def enable_sparse_attention(
         backend: kernel: "auto" or one of :func:`dit_sparse.kernels.available_backends`.
         strict: raise where only dense attention can serve a call, instead of running it dense and reporting
             it.
+        fuse_norm_rope: normalise and rotate queries and keys in one kernel instead of the stock chain (Wan,
+            HunyuanVideo): within rounding of it, in dense steps too. "auto": where Triton can run; True
+            insists. Where a layer differs from what the kernel knows, the stock chain runs and the summary
+            says why.
         **fields: fields of the method, e.g. ``density=0.25``, ``dense_steps=0.2``, ``dense_layers="0-1,47"``;
             :func:`dit_sparse.describe` lists them.
 
@@ -155,14 +162,15 @@ def enable_sparse_attention(
     else:
         config = make_method(DEFAULT_METHOD if method is None else method, **fields)
     tracker = StepTracker(scheduler_of(pipe_or_transformer))
-    plans = []
+    plans, fusions = [], []
     for name, transformer in transformers.items():
         adapter = find_adapter(transformer)
         layers = adapter.attention_layers(transformer)
         info = ModelInfo(adapter.family, len(layers), _head_dim(transformer))
         plans.append((transformer, name, adapter, Runtime(config.build(info), backend, strict)))
+        fusions.append(make_fusion(fuse_norm_rope, layers))
     # Everything that can refuse has refused: from here on the model is changed.
-    attachments = [Attachment(*plan, tracker) for plan in plans]
+    attachments = [Attachment(*plan, tracker, fusion) for plan, fusion in zip(plans, fusions)]
     handle = Handle([plan[-1] for plan in plans], attachments, config)
     for transformer in transformers.values():
         _HANDLES[transformer] = handle
@@ -212,7 +220,9 @@ def _kernel_of(runtime: Runtime, transformer: Any) -> str:
     size = runtime.method.block_size
     block = size if isinstance(size, int) else 128
     weight = next(transformer.parameters())
-    name, why = kernels.explain_backend(weight.device, weight.dtype, _head_dim(transformer), (block, block))
+    name, why = kernels.explain_backend(
+        weight.device, weight.dtype, _head_dim(transformer), (block, block), runtime.method.precision
+    )
     return f"auto: {name} ({why})"
 
 

@@ -6,14 +6,18 @@ which the context carries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from dit_sparse.layout import Site, TokenLayout
 from dit_sparse.state import LayerState
+
+if TYPE_CHECKING:  # the room of selectors lies above this one
+    from dit_sparse.selectors.base import SelectionInput
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,42 @@ class PlanContext:
         """Last step of the leading dense guard; step 0 where there is no guard."""
         return max(0, self.first_sparse_step - 1)
 
+    def step_at(self, fraction: float | None) -> int | None:
+        """First step at or after this fraction of the generation; None where there is no fraction, or the
+        loop does not tell its length."""
+        if fraction is None or self.site.num_steps is None:
+            return None
+        return math.ceil(fraction * self.site.num_steps - 1e-9)  # 0.6 * 50 must not become 31
+
+    def learnt(self, key: str) -> Any:
+        """What a part carried under ``key`` when it last observed dense attention.
+
+        Raises:
+            ValueError: if it has observed nothing yet.
+        """
+        if key not in self.state.values:
+            raise ValueError(
+                f"{self.site} has no {key!r}: dense attention must be observed before, by observed_attention "
+                "or, with the method attached, at the last dense step"
+            )
+        return self.state.values[key]
+
+    def due(self, learnt: int | None, again: int | None = None) -> bool:
+        """Whether a part that learns from dense attention should learn at this call.
+
+        It should at the last dense step; after that wherever it has learnt nothing yet, as where a second
+        transformer takes over; and once more from step ``again`` on.
+
+        Args:
+            learnt: step of the last time, None for never.
+            again: step from which what was learnt earlier is out of date; None for never.
+        """
+        step = self.site.step
+        if step < self.last_dense_step:
+            return False
+        # A step behind us that lies ahead: the loop started anew without telling.
+        return learnt is None or learnt > step or (again is not None and learnt < again <= step)
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -64,6 +104,7 @@ class Observation:
     lse: Tensor
     context: PlanContext
     sparse: Callable[[], tuple[Tensor, Tensor]]
+    problem: Callable[[], SelectionInput]
 
 
 @runtime_checkable

@@ -10,8 +10,9 @@ from torch import Tensor
 from dit_sparse import kernels
 from dit_sparse.context import Observation, Observer, PlanContext
 from dit_sparse.corrections import Correction, CorrectionInput
+from dit_sparse.kernels import VariableBlocks
 from dit_sparse.layout import AttentionPlan, BlockMap, Site, TokenLayout
-from dit_sparse.orderings import Ordering, Raster
+from dit_sparse.orderings import Ordering, Raster, with_text
 from dit_sparse.schedule import Schedule
 from dit_sparse.selectors import SelectionInput, Selector, forced_pairs
 from dit_sparse.state import LayerState
@@ -46,6 +47,8 @@ class SparseMethod:
     precision: str = "native"
 
     def __post_init__(self) -> None:
+        if self.precision not in kernels.PRECISIONS:
+            raise ValueError(f"precision must be one of {kernels.PRECISIONS}, got {self.precision!r}")
         size = self.block_size
         if size != "auto" and (not isinstance(size, int) or size < 1):
             raise ValueError(
@@ -140,18 +143,34 @@ def observed_attention(
     out, lse = kernels.dense_attention(q, k, v, scale=context.scale, impl=impl)
 
     def sparse() -> tuple[Tensor, Tensor]:
-        call = _reordered(q, k, v, method, context)
-        sorted_out, sorted_lse = call.attend_with_lse(method.precision, impl)
-        order = call.plan.q_order
-        rows = sorted_lse if order is None else _unsorted(sorted_lse, order)
-        return _restored(sorted_out, order), rows
+        return uncorrected_attention(q, k, v, method=method, context=context, impl=impl)
 
+    def problem() -> SelectionInput:
+        return _posed(q, k, v, method, context)[0]
+
+    context.state.match(context.layout, q.shape[0], q.shape[2])
     context.state.plan = None
     for part in method.observers:
         if part.wants(context):
-            part.observe(Observation(q, k, v, out, lse, context, sparse))
+            part.observe(Observation(q, k, v, out, lse, context, sparse, problem))
     context.state.plan = None
     return out
+
+
+def uncorrected_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, method: SparseMethod, context: PlanContext, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """What :func:`sparse_attention` computes before its correction, and the log-sum-exp over what it kept.
+
+    Takes what :func:`sparse_attention` takes.
+
+    Returns:
+        ``[B, N, H, D]`` and float32 ``[B, H, N]``, in the model's token order.
+    """
+    call = _reordered(q, k, v, method, context)
+    out, lse = call.attend_with_lse(method.precision, impl)
+    order = call.plan.q_order
+    return _restored(out, order), lse if order is None else _unsorted(lse, order)
 
 
 @dataclass(frozen=True)
@@ -159,7 +178,7 @@ class _Call:
     """One attention call in the order of its plan: q, k, v ``[B, N, H, D]``."""
 
     plan: AttentionPlan
-    block_map: BlockMap
+    block_map: BlockMap | VariableBlocks
     q: Tensor
     k: Tensor
     v: Tensor
@@ -167,7 +186,7 @@ class _Call:
 
     def attend(self, precision: str, impl: str) -> Tensor:
         out = kernels.block_sparse_attention(
-            self.q, self.k, self.v, self.block_map, scale=self.scale, impl=impl
+            self.q, self.k, self.v, self.block_map, scale=self.scale, impl=impl, precision=precision
         )
         assert isinstance(out, Tensor)
         return out
@@ -181,6 +200,7 @@ class _Call:
             scale=self.scale,
             return_lse=True,
             impl=impl,
+            precision=precision,
         )
         return out, lse
 
@@ -213,12 +233,27 @@ def _reordered(q: Tensor, k: Tensor, v: Tensor, method: SparseMethod, context: P
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, method: SparseMethod, context: PlanContext) -> _Call:
     """Order the tokens, then select blocks in the reordered sequence."""
+    given, q_order, kv_order = _posed(q, k, v, method, context)
+    chosen, tokens = method.selector.select(given), context.layout.num_tokens
+    block_map = (
+        chosen
+        if isinstance(chosen, VariableBlocks)
+        else BlockMap.from_mask(chosen, tokens, tokens, context.block_size)
+    )
+    plan = AttentionPlan(q_order, kv_order, block_map, block_map.density())
+    return _Call(plan, block_map, given.q, given.k, given.v, context.scale)
+
+
+def _posed(
+    q: Tensor, k: Tensor, v: Tensor, method: SparseMethod, context: PlanContext
+) -> tuple[SelectionInput, Tensor | None, Tensor | None]:
+    """The selection problem in the reordered sequence, and the orders of all N queries and keys."""
     layout = context.layout
     video = slice(layout.video_start, layout.video_start + layout.video_tokens)
     order = method.ordering.order(q[:, video], k[:, video], context)
     shared = order.kv is order.q
-    q_order = _with_text(order.q, layout)
-    kv_order = q_order if shared else _with_text(order.kv, layout)
+    q_order = with_text(order.q, layout)
+    kv_order = q_order if shared else with_text(order.kv, layout)
     q_sorted, k_sorted, v_sorted = _permuted(q, q_order), _permuted(k, kv_order), _permuted(v, kv_order)
     reordered = q_order is not None
     forced = forced_pairs(
@@ -231,18 +266,7 @@ def _planned(q: Tensor, k: Tensor, v: Tensor, method: SparseMethod, context: Pla
     )
     video_start = 0 if reordered else layout.video_start
     given = SelectionInput(q_sorted, k_sorted, v_sorted, order, forced, video_start, context)
-    mask = method.selector.select(given)
-    block_map = BlockMap.from_mask(mask, layout.num_tokens, layout.num_tokens, context.block_size)
-    plan = AttentionPlan(q_order, kv_order, block_map, block_map.density())
-    return _Call(plan, block_map, q_sorted, k_sorted, v_sorted, context.scale)
-
-
-def _with_text(order: Tensor | None, layout: TokenLayout) -> Tensor | None:
-    """Extend an order of the video tokens to all N tokens: video first, then the text in its own order."""
-    if order is None or layout.text_tokens == 0:
-        return order
-    text = torch.arange(layout.text_start, layout.text_start + layout.text_tokens, device=order.device)
-    return torch.cat([order + layout.video_start, text.expand(*order.shape[:-1], -1)], dim=-1)
+    return given, q_order, kv_order
 
 
 def _permuted(x: Tensor, order: Tensor | None) -> Tensor:

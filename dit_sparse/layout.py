@@ -8,10 +8,13 @@ N counts video and text tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:  # the room of kernels lies above this one
+    from dit_sparse.kernels import VariableBlocks
 
 TextPosition = Literal["first", "last", "none"]
 Branch = Literal["conditional", "unconditional", "batched"]
@@ -22,6 +25,20 @@ BYTE_BITS = 8
 def ceil_div(a: int, b: int) -> int:
     """Smallest integer >= a / b, for b >= 1."""
     return -(-a // b)
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """A bool mask ``[..., n]`` as bits: uint8 ``[..., ceil(n / 8)]``, least significant bit first."""
+    pad = -mask.shape[-1] % BYTE_BITS
+    bits = torch.nn.functional.pad(mask, (0, pad)).unflatten(-1, (-1, BYTE_BITS)).to(torch.uint8)
+    weights = 2 ** torch.arange(BYTE_BITS, device=mask.device, dtype=torch.uint8)
+    return (bits * weights).sum(dim=-1, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor, n: int) -> Tensor:
+    """The bool mask ``[..., n]`` that :func:`pack_bits` packed."""
+    shifts = torch.arange(BYTE_BITS, device=bits.device, dtype=torch.uint8)
+    return ((bits[..., None] >> shifts) & 1).flatten(-2)[..., :n].bool()
 
 
 @dataclass(frozen=True)
@@ -175,12 +192,7 @@ class BlockMap:
 
     def pack(self) -> PackedBlockMap:
         """Bit-packed copy for caches and files, 1/32 of the int32 indices."""
-        mask = self.to_mask()
-        pad = -mask.shape[-1] % BYTE_BITS
-        bits = torch.nn.functional.pad(mask, (0, pad)).unflatten(-1, (-1, BYTE_BITS)).to(torch.uint8)
-        weights = 2 ** torch.arange(BYTE_BITS, device=mask.device, dtype=torch.uint8)
-        packed = (bits * weights).sum(dim=-1, dtype=torch.uint8)
-        return PackedBlockMap(packed, self.num_queries, self.num_keys, self.block_size)
+        return PackedBlockMap(pack_bits(self.to_mask()), self.num_queries, self.num_keys, self.block_size)
 
 
 @dataclass(frozen=True)
@@ -200,8 +212,7 @@ class PackedBlockMap:
     def unpack(self) -> BlockMap:
         """The block map these bits came from."""
         n_k = ceil_div(self.num_keys, self.block_size[1])
-        shifts = torch.arange(BYTE_BITS, device=self.bits.device, dtype=torch.uint8)
-        mask = ((self.bits[..., None] >> shifts) & 1).flatten(-2)[..., :n_k].bool()
+        mask = unpack_bits(self.bits, n_k)
         return BlockMap.from_mask(mask, self.num_queries, self.num_keys, self.block_size)
 
 
@@ -218,7 +229,7 @@ class AttentionPlan:
 
     q_order: Tensor | None
     kv_order: Tensor | None
-    block_map: BlockMap
+    block_map: BlockMap | VariableBlocks
     density: Tensor
 
     def packed(self) -> PackedPlan:
@@ -235,7 +246,7 @@ class PackedPlan:
 
     q_order: Tensor | None
     kv_order: Tensor | None
-    block_map: PackedBlockMap
+    block_map: PackedBlockMap | VariableBlocks
     density: Tensor
 
     def unpacked(self) -> AttentionPlan:

@@ -134,12 +134,14 @@ class Runtime:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: PlanContext, reason: str | None) -> Tensor:
         """Sparse, or observed where there is a ``reason`` to be dense."""
         density: Tensor | float = 1.0
+        variable = False
         if reason is None:
             out, plan = sparse_attention(q, k, v, method=self.method, context=context, impl=self.impl)
             density = plan.density
+            variable = isinstance(plan.block_map, kernels.VariableBlocks)
         else:
             out = observed_attention(q, k, v, method=self.method, context=context, impl=self.impl)
-        backend = self._backend(q, context.block_size)
+        backend = "variable" if variable else self._backend(q, context.block_size)
         self.records.append(SiteRecord(context.site, density, reason, backend))
         return out
 
@@ -158,4 +160,5 @@ class Runtime:
     def _backend(self, q: Tensor, block_size: tuple[int, int]) -> str:
         if self.impl != "auto":
             return self.impl
-        return kernels.explain_backend(q.device, q.dtype, q.shape[-1], block_size)[0]
+        precision = self.method.precision
+        return kernels.explain_backend(q.device, q.dtype, q.shape[-1], block_size, precision)[0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dit_sparse.adapters import compiled
 from dit_sparse.adapters.base import Adapter
+from dit_sparse.adapters.fused import NormRopeFusion
 from dit_sparse.adapters.processors import SparseProcessor, make_processor
 from dit_sparse.adapters.steps import StepTracker, branch_of
 from dit_sparse.layout import Site, TokenLayout
@@ -32,16 +33,24 @@ class Attachment:
         adapter: its description.
         runtime: runs the calls.
         tracker: follows the generation; shared by the transformers of a pipeline.
+        fusion: for norms and RoPE, see :func:`~dit_sparse.adapters.fused.make_fusion`.
     """
 
     def __init__(
-        self, transformer: Any, name: str, adapter: Adapter, runtime: Runtime, tracker: StepTracker
+        self,
+        transformer: Any,
+        name: str,
+        adapter: Adapter,
+        runtime: Runtime,
+        tracker: StepTracker,
+        fusion: NormRopeFusion | None = None,
     ) -> None:
         self.transformer = transformer
         self.name = name
         self.adapter = adapter
         self.runtime = runtime
         self.tracker = tracker
+        self.fusion = fusion
         self.layers = adapter.attention_layers(transformer)
         self.key = compiled.make_key(self)
         self.taps = [LayerTap(self, index) for index in range(len(self.layers))]
@@ -70,7 +79,7 @@ class Attachment:
     def _place_processors(self) -> None:
         for tap, (_, module) in zip(self.taps, self.layers):
             if not isinstance(module.processor, SparseProcessor):
-                module.set_processor(make_processor(module.processor, tap))
+                module.set_processor(make_processor(module.processor, tap, self.fusion))
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -98,6 +107,8 @@ class Attachment:
         moment = self.tracker.advance(inputs["timestep"])
         if moment.new_generation:
             self.runtime.new_generation()
+            if self.fusion is not None:
+                self.fusion.new_generation()
         self._layout = self.adapter.layout(self.transformer, inputs)
         self._site = Site(
             0, moment.step, moment.num_steps, branch_of(moment, self.adapter.guidance), self.name

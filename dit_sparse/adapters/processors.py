@@ -1,11 +1,12 @@
 """Processors that carry sparse attention: dynamic subclasses of the stock ones.
 
-The subclass runs the stock ``__call__``, so projections, norms and RoPE stay diffusers' own. Only the
-attention itself is diverted. Families that call ``dispatch_attention_fn`` reach us through a backend of our
-own, and the tap rides in the ``parallel_config`` that the stock call hands through to it. Families that call
-``F.scaled_dot_product_attention`` are caught by a torch function mode around the stock call. (The mode would
-serve both, but torch.compile cannot trace ``Tensor.unflatten`` under one, which the dispatch families use.)
-Neither way touches anything that another model or thread reads.
+The subclass runs the stock ``__call__``, so projections, norms and RoPE stay diffusers' own (norms and RoPE
+may run fused: :mod:`dit_sparse.adapters.fused`). Only the attention itself is diverted. Families that call
+``dispatch_attention_fn`` reach us through a backend of our own, and the tap rides in the ``parallel_config``
+that the stock call hands through to it. Families that call ``F.scaled_dot_product_attention`` are caught by a
+torch function mode around the stock call. (The mode would serve both, but torch.compile cannot trace
+``Tensor.unflatten`` under one, which the dispatch families use.) Neither way touches anything that another
+model or thread reads.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from dit_sparse.adapters.fused import NormRopeFusion
 
 
 class Tap(Protocol):
@@ -43,10 +47,12 @@ class SparseProcessor:
     Attributes:
         tap: where attention goes.
         stock: the processor this one stands in for.
+        fusion: runs the norms and RoPE of eager calls; None leaves them to the stock chain.
     """
 
     tap: Tap
     stock: Any
+    fusion: NormRopeFusion | None
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
         """What the stock processor would have computed: ``[B, N, H, D]``."""
@@ -200,8 +206,9 @@ def _own_backend() -> Any:
     return member
 
 
-def make_processor(stock: Any, tap: Tap) -> Any:
-    """A processor that behaves as ``stock`` does, except that its attention goes through ``tap``.
+def make_processor(stock: Any, tap: Tap, fusion: NormRopeFusion | None = None) -> Any:
+    """A processor that behaves as ``stock`` does, except that its attention goes through ``tap``, and its
+    norms and RoPE through ``fusion`` where one is given.
 
     ``stock`` is left untouched; its attributes are copied.
     """
@@ -209,7 +216,7 @@ def make_processor(stock: Any, tap: Tap) -> Any:
     processor: Any = object.__new__(_processor_class(cls))
     for name, value in vars(stock).items():
         setattr(processor, name, value)
-    processor.tap, processor.stock = tap, stock
+    processor.tap, processor.stock, processor.fusion = tap, stock, fusion
     return processor
 
 
@@ -218,7 +225,9 @@ def _processor_class(stock: Any) -> type:
     """Subclass of (our mixin, stock class) that keeps the stock signature: models filter kwargs by it."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.call_stock(stock.__call__, *args, **kwargs)
+        if torch.compiler.is_compiling() or self.fusion is None:
+            return self.call_stock(stock.__call__, *args, **kwargs)
+        return self.fusion.run(stock, functools.partial(self.call_stock, stock.__call__), *args, **kwargs)
 
     functools.update_wrapper(call, stock.__call__)
     members: dict[str, Any] = {"__call__": call, "__module__": __name__}

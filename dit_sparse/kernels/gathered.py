@@ -12,6 +12,8 @@ there the fallback of last resort.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,7 @@ def _blocked(x: Tensor, block: int) -> Tensor:
     return padded.reshape(batch * heads * ceil_div(tokens, block), block, dim)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def attend_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Dense attention of R independent rows, ``[R, queries, D]`` on ``[R, keys, D]``: output and log-sum-exp.
 
     Args:
@@ -65,9 +67,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) 
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, *, scale: float, return_lse: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_map: BlockMap,
+    *,
+    scale: float,
+    return_lse: bool,
+    attend: Callable[..., tuple[Tensor, Tensor]] = attend_rows,
 ) -> tuple[Tensor, Tensor | None]:
-    """See :func:`dit_sparse.kernels.block_sparse_attention`."""
+    """See :func:`dit_sparse.kernels.block_sparse_attention`.
+
+    Args:
+        attend: called like :func:`attend_rows`, in its place.
+    """
     batch, num_queries, heads, dim = q.shape
     block_q, block_k = block_map.block_size
     _, _, rows_per_head, keys_per_head = block_map.shape
@@ -92,7 +105,7 @@ def forward(
             head_k, head_v = (
                 x[whole].view(1, -1, dim)[:, : block_map.num_keys] for x in (k_blocks, v_blocks)
             )
-            row_out, row_lse = _attend(q_blocks[rows].view(1, -1, dim), head_k, head_v, None, scale)
+            row_out, row_lse = attend(q_blocks[rows].view(1, -1, dim), head_k, head_v, None, scale)
             out[rows], lse[rows] = row_out.view(-1, block_q, dim), row_lse.view(-1, block_q)
             continue
         row_bytes = 2 * slots * block_k * dim * k_blocks.element_size()
@@ -113,7 +126,7 @@ def forward(
                 torch.index_select(x, 0, source, out=part[: len(source)]).view(len(batch_rows), -1, dim)
                 for x, part in zip((k_blocks, v_blocks), buffer)
             )
-            out[batch_rows], lse[batch_rows] = _attend(q_blocks[batch_rows], row_k, row_v, mask, scale)
+            out[batch_rows], lse[batch_rows] = attend(q_blocks[batch_rows], row_k, row_v, mask, scale)
 
     shaped = out.view(batch, heads, rows_per_head * block_q, dim)[:, :, :num_queries]
     result = torch.empty(q.shape, dtype=q.dtype, device=q.device).copy_(shaped.transpose(1, 2))

@@ -4,29 +4,34 @@ Selectors rank (query block, key block) pairs. The cheap estimate pools: the log
 plus the logarithm of the key block's size, stands for the block's whole row of logits (exact when a block's
 tokens are equal; the estimator of SVG2 and of most training-free methods). The exact quantity is
 :func:`block_mass`, the share of the softmax that falls into a block, which needs the log-sum-exp of a dense
-pass (AdaSpa, arXiv:2502.21079).
+pass (AdaSpa, arXiv:2502.21079). Between the two, :func:`mean_key_mass` pools the keys alone. The torch paths
+define; on a GPU Triton kernels pool and stream queries past mean keys without a tensor of logits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from dit_sparse.kernels.checks import check_block_size, check_pair, check_tokens, resolve_scale
+from dit_sparse.kernels.dispatch import use_triton
 from dit_sparse.layout import ceil_div
 
 CHUNK_BYTES = 64 * 2**20
-"""Bound on the float32 logits that :func:`block_mass` holds at once."""
+"""Bound on the float32 logits that the torch paths hold at once."""
 
 
 @torch.no_grad()
-def pool_blocks(x: Tensor, block_size: int) -> Tensor:
+def pool_blocks(x: Tensor, block_size: int, *, impl: str = "auto") -> Tensor:
     """Mean token of every block of ``block_size`` consecutive tokens; the last block averages the tokens it
     has.
 
     Args:
         x: ``[B, N, H, D]``, any strides with a contiguous last dimension.
         block_size: tokens per block, >= 1; it need not divide N.
+        impl: "auto" (Triton on a GPU), "triton" or "reference".
 
     Returns:
         float32 ``[B, H, ceil(N / block_size), D]``, accumulated in float32.
@@ -34,6 +39,10 @@ def pool_blocks(x: Tensor, block_size: int) -> Tensor:
     check_tokens("x", x)
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
+    if use_triton(x, impl):
+        from dit_sparse.kernels import triton_pooled
+
+        return triton_pooled.pool(x, block_size)
     whole = x.shape[1] // block_size * block_size
     parts = []
     if whole:
@@ -73,34 +82,66 @@ def pooled_scores(q: Tensor, k: Tensor, block_size: tuple[int, int], scale: floa
 
 
 @torch.no_grad()
-def mean_key_mass(q: Tensor, k: Tensor, block_size: tuple[int, int], scale: float | None = None) -> Tensor:
+def mean_key_logits(
+    q: Tensor, k: Tensor, block_k: int, scale: float, multiple: int = 1
+) -> Iterator[tuple[slice, Tensor]]:
+    """Logits of every query with the mean key of every block plus ln(tokens of the block), in chunks of
+    queries near ``CHUNK_BYTES``.
+
+    Args:
+        q: ``[B, Nq, H, D]``.
+        k: ``[B, Nk, H, D]``.
+        block_k: key block in tokens.
+        scale: factor on the logits.
+        multiple: chunks hold a multiple of this many queries.
+
+    Yields:
+        The queries, and their logits: float32 ``[B, H, queries, nK]``.
+    """
+    batch, num_queries, heads, _ = q.shape
+    keys = pool_blocks(k, block_k, impl="reference").transpose(-1, -2) * scale
+    weight = block_lengths(k.shape[1], block_k, k.device).log()
+    step = max(1, CHUNK_BYTES // (4 * batch * heads * keys.shape[-1] * multiple)) * multiple
+    for start in range(0, num_queries, step):
+        rows = slice(start, min(start + step, num_queries))
+        yield rows, q[:, rows].transpose(1, 2).float() @ keys + weight
+
+
+@torch.no_grad()
+def mean_key_mass(
+    q: Tensor,
+    k: Tensor,
+    block_size: tuple[int, int],
+    scale: float | None = None,
+    *,
+    impl: str = "auto",
+) -> Tensor:
     """Share of attention in every block when only the keys are pooled, averaged over the query block's rows.
 
     Every query meets the mean key of every block: 1 / (key block) of the dense work, and no blur from
-    averaging queries that look elsewhere. Streams over query blocks, memory near ``CHUNK_BYTES``.
+    averaging queries that look elsewhere.
 
     Args:
         q: ``[B, Nq, H, D]``.
         k: ``[B, Nk, H, D]``.
         block_size: (query, key) block in tokens.
         scale: factor on the logits; 1 / sqrt(D) when None.
+        impl: "auto" (Triton on a GPU, for head sizes up to 128), "triton" or "reference". Triton rounds the
+            mean keys to the dtype of k.
 
     Returns:
         float32 ``[B, H, nQ, nK]``; rows sum to 1.
     """
     check_pair(q, k)
     check_block_size(block_size)
-    batch, num_queries, heads, dim = q.shape
+    scale = resolve_scale(scale, q.shape[-1])
+    if use_triton(q, impl, products=True):
+        from dit_sparse.kernels import triton_pooled
+
+        return triton_pooled.mass(q, k, block_size, scale=scale)
     block_q, block_k = block_size
-    keys = pool_blocks(k, block_k).transpose(-1, -2) * resolve_scale(scale, dim)
-    weight = block_lengths(k.shape[1], block_k, k.device).log()
-    rows = max(1, CHUNK_BYTES // (4 * batch * heads * keys.shape[-1] * block_q)) * block_q
-    parts = []
-    for start in range(0, num_queries, rows):
-        queries = q[:, start : start + rows].transpose(1, 2).float()
-        share = (queries @ keys + weight).softmax(dim=-1)
-        parts.append(pool_blocks(share.transpose(1, 2), block_q))
-    return torch.cat(parts, dim=2)
+    shares = (logits.softmax(dim=-1) for _, logits in mean_key_logits(q, k, block_k, scale, block_q))
+    return torch.cat([pool_blocks(s.transpose(1, 2), block_q, impl="reference") for s in shares], dim=2)
 
 
 @torch.no_grad()

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from dit_sparse.kernels.checks import check_tokens
-from dit_sparse.kernels.dispatch import installed
-
-IMPLEMENTATIONS = ("auto", "triton", "reference")
+from dit_sparse.kernels.dispatch import use_triton
 
 
-def _check_order(x: Tensor, order: Tensor) -> Tensor:
+def check_order(x: Tensor, order: Tensor) -> Tensor:
     """``order`` as a ``[B, H, N]`` view.
 
     Its values must be permutations: that is the caller's promise, checking it would read the GPU's memory.
@@ -30,14 +28,6 @@ def _check_order(x: Tensor, order: Tensor) -> Tensor:
             f"got {tuple(order.shape)}"
         )
     return order.expand(batch, heads, tokens)
-
-
-def _use_triton(x: Tensor, impl: str) -> bool:
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown impl {impl!r}: choose one of {list(IMPLEMENTATIONS)}")
-    if impl == "auto":
-        return x.is_cuda and installed("triton")
-    return impl == "triton"
 
 
 def _row_index(order: Tensor, dim: int) -> Tensor:
@@ -58,8 +48,8 @@ def permute_rows(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
         Contiguous ``[B, N, H, D]``, bit for bit the rows of x.
     """
     check_tokens("x", x)
-    expanded = _check_order(x, order)
-    if _use_triton(x, impl):
+    expanded = check_order(x, order)
+    if use_triton(x, impl):
         from dit_sparse.kernels import triton_rows
 
         return triton_rows.move(x, expanded, scatter=False)
@@ -75,8 +65,8 @@ def restore_rows(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
     Args and returns as there.
     """
     check_tokens("x", x)
-    expanded = _check_order(x, order)
-    if _use_triton(x, impl):
+    expanded = check_order(x, order)
+    if use_triton(x, impl):
         from dit_sparse.kernels import triton_rows
 
         return triton_rows.move(x, expanded, scatter=True)

@@ -37,6 +37,21 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float)
     return (weights @ v.transpose(1, 2)).transpose(1, 2)
 
 
+def norm_rope64(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, start: int = 0) -> Tensor:
+    """RMSNorm and RoPE of ``[B, N, H, D]`` in float64, the rotation as a complex product; cos and sin ``[R,
+    D]``."""
+    dim = x.shape[-1]
+    values = x.double()
+    flat = values if weight.numel() == dim else values.flatten(2)
+    flat = flat / torch.sqrt(flat.pow(2).mean(dim=-1, keepdim=True) + eps) * weight.double()
+    out = flat.reshape(x.shape).contiguous()
+    angles = torch.complex(cos.double(), sin.double())[:, None, 0::2]
+    turned = slice(start, start + cos.shape[0])
+    pairs = torch.view_as_complex(out[:, turned].unflatten(-1, (-1, 2)).contiguous())
+    out[:, turned] = torch.view_as_real(pairs * angles).flatten(-2)
+    return out
+
+
 def error(actual: Tensor, expected: Tensor) -> float:
     """Root mean square difference, in float64."""
     return (actual.double() - expected).square().mean().sqrt().item()

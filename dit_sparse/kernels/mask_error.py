@@ -1,0 +1,39 @@
+"""What a block mask costs: the squared error of its attention, per head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dit_sparse.kernels.dispatch import block_sparse_attention
+from dit_sparse.layout import BlockMap
+
+
+@torch.no_grad()
+def mask_error(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    mask: Tensor,
+    block_size: tuple[int, int],
+    scale: float | None = None,
+) -> Tensor:
+    """Squared distance of the attention under a mask from the dense output, summed over tokens and channels.
+
+    Args:
+        q: ``[B, Nq, H, D]``.
+        k, v: ``[B, Nk, H, D]``.
+        out: dense output of these queries ``[B, Nq, H, D]``.
+        mask: bool ``[B, H, nQ, nK]``, or with 1 for B and H where it is the same for all.
+        block_size: (query, key) block in tokens.
+        scale: factor on the logits; 1 / sqrt(D) when None.
+
+    Returns:
+        float32 ``[B, H]``.
+    """
+    batch, queries, heads, _ = q.shape
+    block_map = BlockMap.from_mask(mask.expand(batch, heads, -1, -1), queries, k.shape[1], block_size)
+    sparse = block_sparse_attention(q, k, v, block_map, scale=scale)
+    assert isinstance(sparse, Tensor)
+    return (sparse.float() - out.float()).square().sum(dim=(1, 3))
