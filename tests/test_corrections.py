@@ -66,7 +66,7 @@ def test_merging_the_attention_of_two_halves_is_the_attention_of_all(monkeypatch
     parts = [kernels.block_sparse_attention(q, k, v, half, return_lse=True) for half in halves]
     merged = kernels.merge_attention(*parts[0], *parts[1])
     torch.testing.assert_close(merged.double(), dense(q, k, v), rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("dit_sparse.kernels.compensation.CHUNK_BYTES", 4 * 2 * 6 * 7)  # seven queries a chunk
+    monkeypatch.setattr("dit_sparse.kernels.pooling.CHUNK_BYTES", 4 * 2 * 6 * 7)  # seven queries a chunk
     chunked = kernels.pooled_attention(q, k, v, halves[0], scale=0.25)
     monkeypatch.undo()
     whole = kernels.pooled_attention(q, k, v, halves[0], scale=0.25)

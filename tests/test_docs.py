@@ -59,8 +59,8 @@ def test_method_of_the_architecture_page_runs(monkeypatch):
     header = (
         "from dataclasses import dataclass\nfrom typing import ClassVar\n"
         "from dit_sparse.engine import SparseMethod\n"
-        "from dit_sparse.methods import MethodConfig, ModelInfo, register_method\n"
-        "from dit_sparse.schedule import DenseSteps, Schedule\nfrom dit_sparse.selectors import TopK\n"
+        "from dit_sparse.methods import ComposedConfig, ModelInfo, register_method\n"
+        "from dit_sparse.selectors import TopK\n"
     )
     exec(header + example, {"__name__": "dit_sparse.methods.example"})
     make, inputs = FAMILIES["wan"]

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dit_sparse.corrections.base import Correction, CorrectionInput
 from dit_sparse.corrections.pooled import PooledCompensation
+from dit_sparse.corrections.reshape import StatisticalReshape
 
-CORRECTIONS: dict[str, Correction | None] = {"none": None, "pooled": PooledCompensation()}
+CORRECTIONS: dict[str, Correction | None] = {
+    "none": None,
+    "pooled": PooledCompensation(),
+    "reshape": StatisticalReshape(),
+    "reshape_residual": StatisticalReshape(residual_bytes=2**29),
+}
 """By the name that methods take in their ``correction`` field."""
 
 
@@ -20,4 +26,11 @@ def correction_named(name: str) -> Correction | None:
     return CORRECTIONS[name]
 
 
-__all__ = ["CORRECTIONS", "Correction", "CorrectionInput", "PooledCompensation", "correction_named"]
+__all__ = [
+    "CORRECTIONS",
+    "Correction",
+    "CorrectionInput",
+    "PooledCompensation",
+    "StatisticalReshape",
+    "correction_named",
+]

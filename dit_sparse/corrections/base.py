@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from dit_sparse.context import PlanContext
+from dit_sparse.kernels import VariableBlocks
 from dit_sparse.layout import BlockMap
 
 
@@ -30,7 +31,7 @@ class CorrectionInput:
     v: Tensor
     out: Tensor
     lse: Tensor
-    block_map: BlockMap
+    block_map: BlockMap | VariableBlocks
     scale: float
     q_order: Tensor | None
     context: PlanContext

@@ -21,5 +21,6 @@ class PooledCompensation:
 
     def apply(self, given: CorrectionInput) -> Tensor:
         """The sparse output merged with the attention to the means of the skipped blocks."""
-        out, lse = kernels.pooled_attention(given.q, given.k, given.v, given.block_map, scale=given.scale)
-        return kernels.merge_attention(given.out, given.lse, out, lse)
+        return kernels.compensate(
+            given.q, given.k, given.v, given.out, given.lse, given.block_map, scale=given.scale
+        )

@@ -52,7 +52,7 @@ class ComposedConfig(MethodConfig):
     density: float | None = 0.25
     correction: str = "none"
     dense_steps: DenseSteps | None = 0.2
-    dense_layers: DenseLayers | float = ()
+    dense_layers: DenseLayers | float | None = ()
     refresh_interval: int = 1
     min_tokens: int = 1024
     block_size: int | str = "auto"
@@ -76,6 +76,7 @@ class ComposedConfig(MethodConfig):
         *,
         correction: Correction | None = None,
         dense_steps: DenseSteps | None = None,
+        dense_layers: DenseLayers | float = (),
     ) -> SparseMethod:
         """The shared fields as a composition.
 
@@ -83,16 +84,16 @@ class ComposedConfig(MethodConfig):
             selector, ordering: the method's own axes; raster order when None.
             correction: the method's own; the one named by the ``correction`` field when None.
             dense_steps: resolved guard where the ``dense_steps`` field is None.
+            dense_layers: the same for the ``dense_layers`` field.
         """
         guard = self.dense_steps if self.dense_steps is not None else dense_steps
+        layers = self.dense_layers if self.dense_layers is not None else dense_layers
         return SparseMethod(
             name=self.name,
             selector=selector,
             ordering=ordering or Raster(),
             correction=correction or correction_named(self.correction),
-            schedule=Schedule(
-                0 if guard is None else guard, self.dense_layers, self.refresh_interval, self.min_tokens
-            ),
+            schedule=Schedule(0 if guard is None else guard, layers, self.refresh_interval, self.min_tokens),
             block_size=self.block_size,
             precision=self.precision,
         )
@@ -100,13 +101,16 @@ class ComposedConfig(MethodConfig):
 
 SHARED_FIELDS = {
     "density": "fraction of blocks to compute, in (0, 1]; None: by the method's own rule, if it has one",
-    "correction": 'how skipped blocks are made good: "none", or "pooled": they enter through their means',
+    "correction": 'how skipped blocks are made good: "none"; "pooled": they enter through their means; '
+    '"reshape": rows are scaled by their share of the softmax when it was last known; "reshape_residual": '
+    "and what they lacked then is added, up to 512 MiB per layer and branch",
     "dense_steps": "first steps left dense: a count, a fraction, or a list; None takes the paper's guard",
-    "dense_layers": 'layers left dense: indices, "0-1,47", or a fraction of the first layers',
+    "dense_layers": 'layers left dense: indices, "0-1,47", or a fraction of the first layers; None takes the '
+    "paper's",
     "refresh_interval": "steps that share a plan",
     "min_tokens": "shorter sequences stay dense",
     "block_size": 'tokens per block, or "auto" by sequence length',
-    "precision": 'arithmetic of the sparse attention; "native" is that of the inputs',
+    "precision": 'arithmetic of the attention: "native" (that of the inputs), "int8", "int4", "int8_fp8", "fp8"',
 }
 """What :func:`describe` says of them."""
 

@@ -1,18 +1,34 @@
 """Orderings: one small file per idea; see :mod:`dit_sparse.orderings.base` for the contract."""
 
 from dit_sparse.context import PlanContext
-from dit_sparse.orderings.base import Clusters, Ordering, TokenOrder
-from dit_sparse.orderings.grid import AXIS_ORDERS, AxisPermutation, Raster, Tiles
+from dit_sparse.orderings.base import Clusters, Ordering, TokenOrder, with_text
+from dit_sparse.orderings.cubes import Cubes
+from dit_sparse.orderings.grid import AXIS_ORDERS, AxisPermutation, Raster, Tiles, axis_order
+from dit_sparse.orderings.learnt import AXES, CarriedAxes, LearntAxes
+from dit_sparse.orderings.named import ORDERINGS, OrderingName, ordering_named
+from dit_sparse.orderings.partition import CyclingPartition
 from dit_sparse.orderings.semantic import SemanticClusters
+from dit_sparse.orderings.spatial_temporal import SpatialTemporal
 
 __all__ = [
+    "AXES",
     "AXIS_ORDERS",
+    "ORDERINGS",
     "AxisPermutation",
+    "CarriedAxes",
     "Clusters",
+    "Cubes",
+    "CyclingPartition",
+    "LearntAxes",
     "Ordering",
+    "OrderingName",
     "PlanContext",
     "Raster",
     "SemanticClusters",
+    "SpatialTemporal",
     "Tiles",
     "TokenOrder",
+    "axis_order",
+    "ordering_named",
+    "with_text",
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
+import torch
 from torch import Tensor
 
 from dit_sparse.context import PlanContext
+from dit_sparse.layout import TokenLayout
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,19 @@ class TokenOrder:
         q, kv: int64 ``[Nv]``, ``[H, Nv]`` or ``[B, H, Nv]``; position i holds video token ``order[..., i]``.
             None for both is raster order.
         q_clusters, kv_clusters: the partition the order came from, where it came from one.
+        runs: token counts of the cells that follow one another in the order, where it is a partition of the
+            grid.
+        candidates, choice: where every head took one of a few orders that depend on the grid alone: those
+            orders, ``[Nv]`` each, and the index of every head's, int64 ``[B, H]``.
     """
 
     q: Tensor | None = None
     kv: Tensor | None = None
     q_clusters: Clusters | None = None
     kv_clusters: Clusters | None = None
+    runs: tuple[int, ...] | None = None
+    candidates: tuple[Tensor, ...] = ()
+    choice: Tensor | None = None
 
 
 class Ordering(Protocol):
@@ -52,3 +61,20 @@ class Ordering(Protocol):
             context: layout, site, carried state.
         """
         ...
+
+
+@overload
+def with_text(order: Tensor, layout: TokenLayout) -> Tensor: ...
+
+
+@overload
+def with_text(order: Tensor | None, layout: TokenLayout) -> Tensor | None: ...
+
+
+def with_text(order: Tensor | None, layout: TokenLayout) -> Tensor | None:
+    """Extend an order of the video tokens, ``[..., Nv]``, to all N tokens: video first, then the text in its
+    own order. None, the model's own order, stays None."""
+    if order is None or layout.text_tokens == 0:
+        return order
+    text = torch.arange(layout.text_start, layout.text_start + layout.text_tokens, device=order.device)
+    return torch.cat([order + layout.video_start, text.expand(*order.shape[:-1], -1)], dim=-1)

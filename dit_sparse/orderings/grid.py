@@ -93,6 +93,17 @@ def axis_order(grid: tuple[int, int, int], axes: str, device: torch.device) -> T
 @lru_cache(maxsize=64)
 def tile_order(grid: tuple[int, int, int], tile: tuple[int, int, int], device: torch.device) -> Tensor:
     """int64 ``[T*H*W]``: raster indices tile by tile, each tile in raster order."""
+    return torch.argsort(_tile_rank(grid, tile, device), stable=True)
+
+
+@lru_cache(maxsize=64)
+def tile_runs(grid: tuple[int, int, int], tile: tuple[int, int, int]) -> tuple[int, ...]:
+    """Tokens of every tile, in the order in which :func:`tile_order` puts the tiles."""
+    return tuple(torch.bincount(_tile_rank(grid, tile, torch.device("cpu"))).tolist())
+
+
+def _tile_rank(grid: tuple[int, int, int], tile: tuple[int, int, int], device: torch.device) -> Tensor:
+    """int64 ``[T*H*W]``: place of every token's tile among the tiles."""
     axes = torch.meshgrid(*(torch.arange(n, device=device) for n in grid), indexing="ij")
     (tile_t, tile_h, tile_w) = (axis // size for axis, size in zip(axes, tile))
     count_h, count_w = (-(-n // size) for n, size in zip(grid[1:], tile[1:]))
@@ -100,4 +111,4 @@ def tile_order(grid: tuple[int, int, int], tile: tuple[int, int, int], device: t
     tile_h = torch.where(tile_t % 2 == 1, count_h - 1 - tile_h, tile_h)
     tile_w = torch.where((tile_t * count_h + tile_h) % 2 == 1, count_w - 1 - tile_w, tile_w)
     rank = (tile_t * count_h + tile_h) * count_w + tile_w
-    return torch.argsort(rank.reshape(-1), stable=True)
+    return rank.reshape(-1)

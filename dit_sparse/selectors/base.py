@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.context import PlanContext
+from dit_sparse.kernels import VariableBlocks
 from dit_sparse.layout import ceil_div
 from dit_sparse.orderings.base import TokenOrder
 
@@ -47,8 +48,9 @@ class SelectionInput:
 class Selector(Protocol):
     """Chooses the pairs that are computed."""
 
-    def select(self, given: SelectionInput) -> Tensor:
-        """Bool mask ``[B, H, nQ, nK]`` on q's device, without host synchronisation."""
+    def select(self, given: SelectionInput) -> Tensor | VariableBlocks:
+        """Bool mask ``[B, H, nQ, nK]`` on q's device, without host synchronisation; or pairs of variable
+        blocks, which run as a reference."""
         ...
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dit_sparse.selectors.base import SelectionInput, check_density, keep_smallest
 from dit_sparse.selectors.scores import Score, estimate_mass
+from dit_sparse.selectors.spend import Scope, check_scope, spend
 
 
 @dataclass(frozen=True)
@@ -70,25 +70,18 @@ class TopK:
 
     Args:
         density: fraction of pairs to keep in (0, 1], forced pairs included.
-        scope: "row", "head" (one budget per head) or "layer" (one budget over all heads).
+        scope: "row", "head" or "layer", see :func:`~dit_sparse.selectors.spend.spend`.
         score: see :func:`~dit_sparse.selectors.scores.estimate_mass`.
     """
 
     density: float = 0.25
-    scope: Literal["row", "head", "layer"] = "head"
+    scope: Scope = "head"
     score: Score = "pooled"
 
     def __post_init__(self) -> None:
         check_density(self.density)
-        if self.scope not in ("row", "head", "layer"):
-            raise ValueError(f"scope must be 'row', 'head' or 'layer', got {self.scope!r}")
+        check_scope(self.scope)
 
     def select(self, given: SelectionInput) -> Tensor:
         """Bool ``[B, H, nQ, nK]``."""
-        cost = -estimate_mass(given, self.score)
-        heaviest = torch.zeros_like(cost, dtype=torch.bool).scatter_(
-            -1, cost.argmin(dim=-1, keepdim=True), True
-        )
-        cost = cost.masked_fill(heaviest | given.forced, float("-inf"))
-        dims = {"row": 1, "head": 2, "layer": 3}[self.scope]
-        return keep_smallest(cost, self.density, dims) | given.forced
+        return spend(-estimate_mass(given, self.score), given.forced, self.density, self.scope)

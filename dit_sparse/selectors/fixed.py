@@ -2,40 +2,97 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dit_sparse.layout import BlockMap, PackedBlockMap
-from dit_sparse.selectors.base import SelectionInput, check_density, keep_smallest
+from dit_sparse.selectors.base import SelectionInput, check_density
+from dit_sparse.selectors.geometry import Grid, select_pattern
+from dit_sparse.selectors.neighbourhood import Border, least_window
+from dit_sparse.selectors.spend import spend
 
 
 @dataclass(frozen=True)
 class Window:
     """Keep the pairs whose blocks come near one another on the (T, H, W) grid.
 
-    Two blocks are apart by the largest gap between their bounding boxes, measured per axis in units of the
-    window's half-width (neighbourhood attention at block resolution; GNA, arXiv 2504.16922). Works on any
-    ordering, because the boxes are those of the tokens that a block really holds.
+    Neighbourhood attention at block resolution (GNA, arXiv 2504.16922): a pair is kept when some query of the
+    block sees some key of the other, see :func:`~dit_sparse.selectors.neighbourhood.least_window`. Exact for
+    orders that depend on the grid alone. Where every head has another order, as with clusters, the bounding
+    boxes of the blocks stand for their tokens: a pair is then kept where the boxes come near enough.
 
     Args:
-        window: full width along T, H and W in tokens, each >= 1. A pair is kept when some query of the block
-            may see some key of the other.
-        density: instead of the exact window, keep the nearest pairs of every row up to this fraction;
-            ``window`` then only sets the proportions of the axes.
+        window: full width along T, H and W: tokens (>= 1), or a share of the axis (a float in (0, 1]).
+        density: instead of the exact window, keep the nearest pairs up to this fraction; ``window`` then only
+            sets the proportions of the axes.
+        stride: neighbours that share a window, along T, H and W; a stride beyond the window counts as the
+            window.
+        dilation: distance of the tokens that see one another, along T, H and W.
+        border: at the edge of the grid a window is "cut" off, or "shift"-ed to stay inside, so that every
+            query sees as much.
     """
 
-    window: tuple[int, int, int] = (5, 15, 15)
+    window: tuple[int | float, int | float, int | float] = (5, 15, 15)
     density: float | None = None
+    stride: tuple[int, int, int] = (1, 1, 1)
+    dilation: tuple[int, int, int] = (1, 1, 1)
+    border: Border = "cut"
 
     def __post_init__(self) -> None:
         check_density(self.density)
-        if len(self.window) != 3 or min(self.window) < 1:
-            raise ValueError(f"window must be three widths >= 1 along T, H and W, got {self.window}")
+        if len(self.window) != 3 or any(
+            not 0 < width <= 1 if isinstance(width, float) else width < 1 for width in self.window
+        ):
+            raise ValueError(
+                "window must be three widths along T, H and W, in tokens (whole numbers >= 1) or shares of "
+                f"the axis (floats in (0, 1]), got {self.window}"
+            )
+        for name in ("stride", "dilation"):
+            value = getattr(self, name)
+            if len(value) != 3 or any(not isinstance(n, int) or n < 1 for n in value):
+                raise ValueError(f"{name} must be three whole numbers >= 1 along T, H and W, got {value}")
+        if self.border not in ("cut", "shift"):
+            raise ValueError(f"border must be 'cut' or 'shift', got {self.border!r}")
+
+    def cost(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Largest, over the axes, of the window needed in units of the window given, ``[n, m]``."""
+        costs = []
+        for axis, (length, width) in enumerate(zip(grid, self._widths(grid), strict=True)):
+            keys = torch.arange(length, device=k.device)
+            stride, dilation = min(self.stride[axis], width), self.dilation[axis]
+            needed = least_window(q[:, axis], keys, length, stride, dilation, self.border)
+            costs.append((needed / width).index_select(1, k[:, axis]))
+        return torch.maximum(torch.maximum(costs[0], costs[1]), costs[2])
 
     def select(self, given: SelectionInput) -> Tensor:
-        """Bool ``[B, H, nQ, nK]``."""
+        """Bool ``[B, H, nQ, nK]``.
+
+        Raises:
+            ValueError: for a stride, dilation or shift where every head has another order.
+        """
+        orders = (given.order.q, given.order.kv)
+        if given.order.choice is not None or all(order is None or order.dim() == 1 for order in orders):
+            return select_pattern(given, replace(self, density=None), self.density)
+        if (self.stride, self.dilation, self.border) != ((1, 1, 1), (1, 1, 1), "cut"):
+            raise ValueError(
+                f"stride {self.stride}, dilation {self.dilation} and border {self.border!r} need an order of "
+                "the tokens that all heads share, such as Raster(), Tiles() or Cubes(); with others use "
+                "(1, 1, 1), (1, 1, 1) and 'cut'"
+            )
+        distance = self._box_distance(given)
+        if self.density is None:
+            return (distance <= 1.0).expand(given.shape) | given.forced
+        return spend(distance, given.forced, self.density, "head").expand(given.shape)
+
+    def _widths(self, grid: Grid) -> tuple[int, ...]:
+        """The window in tokens."""
+        pairs = zip(self.window, grid, strict=True)
+        return tuple(max(1, round(w * n)) if isinstance(w, float) else w for w, n in pairs)
+
+    def _box_distance(self, given: SelectionInput) -> Tensor:
+        """Largest gap of the bounding boxes in half-widths, ties by the centres, ``[..., nQ, nK]``."""
         q_low, q_high = _bounding_boxes(
             given, given.order.q, given.context.block_size[0], given.forced.shape[0]
         )
@@ -45,19 +102,14 @@ class Window:
         gap = torch.maximum(
             q_low[..., :, None, :] - k_high[..., None, :, :], k_low[..., None, :, :] - q_high[..., :, None, :]
         )
-        half = gap.new_tensor(self.window) / 2
+        grid = given.context.layout.grid
+        half = gap.new_tensor(self._widths(grid)) / 2
         distance = (gap.clamp(min=0) / half).amax(dim=-1)
         if self.density is None:
-            kept = distance <= 1.0
-        else:
-            # Equal gaps are common on a grid: the distance of the centres breaks the tie, below one grid
-            # step.
-            centre = (q_low + q_high)[..., :, None, :] - (k_low + k_high)[..., None, :, :]
-            distance = distance + 1e-3 * (centre.abs() / half).sum(dim=-1) / (
-                1 + sum(given.context.layout.grid)
-            )
-            kept = keep_smallest(distance.masked_fill(given.forced, float("-inf")), self.density, dims=1)
-        return (kept | given.forced).expand(given.shape)
+            return distance
+        # Equal gaps are common on a grid: the distance of the centres breaks the tie, below one grid step.
+        centre = (q_low + q_high)[..., :, None, :] - (k_low + k_high)[..., None, :, :]
+        return distance + 1e-3 * (centre.abs() / half).sum(dim=-1) / (1 + sum(grid))
 
 
 @dataclass(frozen=True)

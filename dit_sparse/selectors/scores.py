@@ -40,16 +40,20 @@ def estimate_mass(given: SelectionInput, score: Score) -> Tensor:
         raise ValueError(
             "score 'centroid' needs an ordering that clusters tokens; use score='pooled' with this one"
         )
-    logits = q_part.centroids @ kv_part.centroids.transpose(-1, -2) * given.context.scale
-    mass = (logits + kv_part.sizes[..., None, :].clamp(min=1).log()).masked_fill(
-        kv_part.sizes[..., None, :] == 0, float("-inf")
-    )
     (q_size, k_size), (n_q, n_k) = given.context.block_size, given.forced.shape
     q_overlap = _overlap(q_part, given.order.q, q_size, n_q, given.video_start)
     kv_overlap = _overlap(kv_part, given.order.kv, k_size, n_k, given.video_start)
     rows = q_overlap / q_overlap.sum(dim=-1, keepdim=True).clamp(min=1)
     columns = kv_overlap / kv_part.sizes[..., None, :].clamp(min=1)
-    return rows @ mass.softmax(dim=-1) @ columns.transpose(-1, -2)
+    mass = cluster_mass(q_part, kv_part, given.context.scale)
+    return rows @ mass @ columns.transpose(-1, -2)
+
+
+def cluster_mass(q_part: Clusters, kv_part: Clusters, scale: float) -> Tensor:
+    """Softmax over key centroids weighted by cluster size, for every query centroid: float32
+    ``[B, H, Cq, Ck]``, 0 for empty key clusters."""
+    logits = q_part.centroids @ kv_part.centroids.transpose(-1, -2) * scale
+    return (logits + kv_part.sizes[..., None, :].log()).softmax(dim=-1)
 
 
 def _overlap(part: Clusters, order: Tensor | None, size: int, blocks: int, video_start: int) -> Tensor:
