@@ -19,10 +19,12 @@ class LayerState:
     """Carried values of one attention layer in one guidance branch.
 
     ``values`` belongs to the method's axes (for example the centroids of the semantic ordering), under a key
-    each of them chooses. ``plan`` is reused until the schedule's refresh interval has passed.
+    each of them chooses; ``shared`` likewise, but all layers of the branch hold the same. ``plan`` is reused
+    until the schedule's refresh interval has passed.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
     plan: PackedPlan | None = None
     plan_step: int = -1
     shape: tuple[TokenLayout, int, int] | None = None
@@ -36,7 +38,7 @@ class LayerState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensors held."""
+        """Bytes of tensors held by this layer alone."""
         held = sum(_tensor_bytes(value) for value in self.values.values())
         return held + (self.plan.nbytes if self.plan is not None else 0)
 
@@ -51,6 +53,7 @@ class State:
 
     def __init__(self) -> None:
         self._layers: dict[tuple[str, str, int, int], LayerState] = {}
+        self._shared: dict[tuple[str, str, int], dict[str, Any]] = {}
         self.peak_bytes = 0
 
     def layer(self, site: Site, sample: int = 0) -> LayerState:
@@ -60,17 +63,21 @@ class State:
             site: where.
             sample: index in the batch, when its samples are planned apart because their lengths differ.
         """
-        return self._layers.setdefault((site.transformer, site.branch, site.layer, sample), LayerState())
+        shared = self._shared.setdefault((site.transformer, site.branch, sample), {})
+        key = (site.transformer, site.branch, site.layer, sample)
+        return self._layers.setdefault(key, LayerState(shared=shared))
 
     def reset(self) -> None:
         """Drop everything: a new generation starts."""
         self.peak_bytes = max(self.peak_bytes, self.nbytes)
         self._layers.clear()
+        self._shared.clear()
 
     @property
     def nbytes(self) -> int:
         """Bytes held now over all layers and branches."""
-        return sum(layer.nbytes for layer in self._layers.values())
+        shared = (value for values in self._shared.values() for value in values.values())
+        return sum(layer.nbytes for layer in self._layers.values()) + sum(map(_tensor_bytes, shared))
 
 
 def _tensor_bytes(value: Any) -> int:
