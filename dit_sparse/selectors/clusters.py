@@ -53,7 +53,8 @@ class ClusterTopP:
         q_part, kv_part = clusters_of(given)
         mass = cluster_mass(q_part, kv_part, given.context.scale)
         ranked, columns = mass.sort(dim=-1, descending=True, stable=True)
-        floor = torch.arange(mass.shape[-1], device=mass.device) < max(1, int(self.min_ratio * mass.shape[-1]))
+        least = max(1, int(self.min_ratio * mass.shape[-1]))
+        floor = torch.arange(mass.shape[-1], device=mass.device) < least
         if self.density is None:
             kept = floor | (ranked.cumsum(dim=-1) - ranked < self.p)
             return with_text_block(given, torch.zeros_like(kept).scatter_(-1, columns, kept))

@@ -46,9 +46,7 @@ class LowBitEstimate:
             ValueError: with an ordering that orders q and k apart.
         """
         if given.order.q is not given.order.kv:
-            raise ValueError(
-                "LowBitEstimate needs an ordering that q and k share: use Raster() or Tiles()"
-            )
+            raise ValueError("LowBitEstimate needs an ordering that q and k share: use Raster() or Tiles()")
         block, scale, tokens = given.context.block_size, given.context.scale, given.q.shape[1]
         local = BlockMap.from_mask(given.forced.expand(given.shape), tokens, tokens, block)
         _, lse = kernels.block_sparse_attention(
