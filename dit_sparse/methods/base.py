@@ -110,7 +110,7 @@ SHARED_FIELDS = {
     "refresh_interval": "steps that share a plan",
     "min_tokens": "shorter sequences stay dense",
     "block_size": 'tokens per block, or "auto" by sequence length',
-    "precision": 'arithmetic of the attention: "native" (that of the inputs), "int8", "int4", "int8_fp8", "fp8"',
+    "precision": 'arithmetic: "native" (that of the inputs), "int8", "int4", "int8_fp8" or "fp8"',
 }
 """What :func:`describe` says of them."""
 

@@ -37,11 +37,15 @@ measured on it holds for it alone.
 
 ```python
 from diffusers import WanPipeline
+
 pipe = WanPipeline.from_pretrained("path/to/this/folder")
 video = pipe(
     "a red circle bouncing over a blue checkerboard",
-    height={main.side}, width={main.side}, num_frames={main.frames},
-    num_inference_steps={plan.eval_steps}, guidance_scale={metrics["guidance"]},
+    height={main.side},
+    width={main.side},
+    num_frames={main.frames},
+    num_inference_steps={plan.eval_steps},
+    guidance_scale={metrics["guidance"]},
 ).frames[0]
 ```
 
