@@ -6,4 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh" dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

@@ -10,8 +10,9 @@ from hypothesis import settings
 # Before anything imports triton (diffusers does): without a GPU its kernels run in the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-# Two cores are what continuous integration has; more threads make the tiny tensors here slower, not faster.
-torch.set_num_threads(2)
+# Two cores are what continuous integration has: one for each of two workers. More threads make the tiny
+# tensors here slower, not faster.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The recipes share their tiny random pipelines with the tests; the scripts are tested as modules.
 for folder in ("scripts", "pipelines"):

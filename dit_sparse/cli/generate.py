@@ -65,6 +65,13 @@ def generate(
         bool | None,
         Option("--compare/--no-compare", help="Also generate dense, from the same noise, and measure."),
     ] = None,
+    floor: Annotated[
+        bool | None,
+        Option(
+            "--floor/--no-floor",
+            help="With --compare: a second dense run by another kernel.  [default: for tiny-wan]",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, Option(help="Folder for videos and report.  [default: dit-sparse-out]")
     ] = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dit_sparse.cli.compare import compare
 from dit_sparse.cli.doctor import doctor
 from dit_sparse.cli.errors import OneLineErrors
 from dit_sparse.cli.generate import generate
@@ -21,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate)
+app.command("compare")(compare)
 app.command("list")(list_everything)
 app.command("doctor")(doctor)
 

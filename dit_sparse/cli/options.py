@@ -43,6 +43,7 @@ class GenerateOptions(BaseModel):
     compile: bool = False
     warmup: bool | None = None
     compare: bool = False
+    floor: bool | None = None
     lpips_weights: Path | None = None
     output: Path = Path("dit-sparse-out")
 

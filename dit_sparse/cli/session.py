@@ -58,12 +58,20 @@ def pipeline_call(pipe: Any, options: GenerateOptions) -> dict[str, Any]:
 
 def run(options: GenerateOptions, *, command: str | None = None, observer: Observer | None = None) -> Report:
     """Do the whole job of ``generate`` and return the report that was written into ``options.output``."""
+    floor = _wants_floor(options)
     pipe = load(options)
     call = pipeline_call(pipe, options)
     sparse = options.sparse_call()
     warmup = options.warmup if options.warmup is not None else pipe.device.type == "cuda" or options.compile
     pair = generate_pair(
-        pipe, call, sparse, seed=options.seed, compare=options.compare, warmup=warmup, observer=observer
+        pipe,
+        call,
+        sparse,
+        seed=options.seed,
+        compare=options.compare,
+        floor=floor,
+        warmup=warmup,
+        observer=observer,
     )
     context = Context(
         prompt=options.prompt,
@@ -82,6 +90,19 @@ def run(options: GenerateOptions, *, command: str | None = None, observer: Obser
         observer("measure, write", 0, None)
     fps = options.fps or _frames_per_second(pipe, options)
     return write_comparison(options.output, pair, context, fps=fps, lpips_weights=options.lpips_weights)
+
+
+def _wants_floor(options: GenerateOptions) -> bool:
+    """As asked; unasked only where one more dense run is cheap, which is the embedded model.
+
+    Raises:
+        ValueError: if it was asked for without the dense run to compare with.
+    """
+    if options.floor and not options.compare:
+        raise ValueError("--floor compares two dense runs: give --compare too")
+    if options.floor is None:
+        return options.compare and options.model == EMBEDDED_MODEL
+    return options.floor
 
 
 def _defaults(options: GenerateOptions) -> Mapping[str, Any]:

@@ -24,12 +24,16 @@ def result_table(report: Report) -> Table:
         table.add_row(
             "speed-up", f"{time.speedup:.2f} x denoising, {time.speedup_end_to_end:.2f} x end to end"
         )
+    if time.speedup_attention is not None:
+        table.add_row("", f"{time.speedup_attention:.2f} x self-attention, planning included")
     if density.total is not None:
         table.add_row(
             "density", f"{density.total:.1%} with the dense guard, {_percent(density.sparse_sites)} without"
         )
     if metrics.ssim is not None:
-        table.add_row("PSNR", "identical" if metrics.identical else f"{metrics.psnr:.2f} dB")
+        table.add_row("PSNR", _decibels(metrics.psnr))
+        if metrics.floor is not None:
+            table.add_row("floor", f"{_decibels(metrics.floor.psnr)} dense against dense")
         table.add_row("SSIM", f"{metrics.ssim:.4f}")
         table.add_row(
             "LPIPS", f"{metrics.lpips:.4f}" if metrics.lpips is not None else metrics.lpips_unavailable or "-"
@@ -37,6 +41,10 @@ def result_table(report: Report) -> Table:
     table.add_row("backend", report.backend)
     table.add_row("fallbacks", "\n".join(report.fallbacks) or "none")
     return table
+
+
+def _decibels(value: float | None) -> str:
+    return "identical" if value is None else f"{value:.2f} dB"
 
 
 def _percent(value: float | None) -> str:

@@ -70,7 +70,7 @@ def line_chart(
         )
         for name, style, values in lines
     )
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    decimals = _decimals(ticks[1] - ticks[0])
     labels = tuple((y(tick), f"{tick:.{decimals}f}") for tick in ticks)
     return Chart(title, unit, hint, x_label, series, labels, positions, follows_player)
 
@@ -85,6 +85,12 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
     step = magnitude * min((m for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * (1 - 1e-9)), default=10)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+def _decimals(step: float) -> int:
+    """Decimals that tell neighbouring ticks apart: 0 for a step of 5, 1 for 2.5, 2 for 0.25."""
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return decimals if math.isclose(round(step, decimals), step, rel_tol=1e-6) else decimals + 1
 
 
 def _polylines(points: Sequence[tuple[float, float | None]]) -> tuple[str, ...]:

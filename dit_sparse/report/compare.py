@@ -9,10 +9,8 @@ Example::
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from dataclasses import fields as dataclass_fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,13 @@ import torch
 from dit_sparse.report.atomic import write_text
 from dit_sparse.report.density import density_section
 from dit_sparse.report.environment import describe_device, package_versions
-from dit_sparse.report.generation import Run, timed_run
+from dit_sparse.report.floor import NOT_ASKED, WITHOUT_DENSE, floor_section
+from dit_sparse.report.generation import Run
 from dit_sparse.report.html import write_html
 from dit_sparse.report.measure import compare_frames
 from dit_sparse.report.metrics import amplified_difference
+from dit_sparse.report.pair import Observer, Pair, generate_pair
+from dit_sparse.report.player import write_player
 from dit_sparse.report.schema import (
     Density,
     Files,
@@ -39,28 +40,19 @@ from dit_sparse.report.schema import (
 )
 from dit_sparse.report.video import write_side_by_side, write_video
 
-Observer = Callable[[str, int, int | None], None]
-"""Told (run, finished steps, all steps or None if unknown); step 0 announces a run."""
+__all__ = ["Context", "Observer", "Pair", "build_report", "generate_pair", "write_comparison"]
 
 DIFFERENCE_GAIN = 4.0
-WARMUP_STEPS = 2
-OUTPUT_NAMES = ("report.json", "report.html", "sparse.mp4", "dense.mp4", "side_by_side.mp4", "difference.mp4")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A sparse run and, unless it was not wanted, the dense one from the same seed.
-
-    Args:
-        method: the sparse method's name under "method" and all its fields, JSON values.
-        warmup: whether untimed steps came first.
-    """
-
-    sparse: Run
-    dense: Run | None
-    method: Mapping[str, Any]
-    device: torch.device
-    warmup: bool
+OUTPUT_NAMES = (
+    "report.json",
+    "report.html",
+    "sparse.mp4",
+    "dense.mp4",
+    "side_by_side.mp4",
+    "difference.mp4",
+    "player.webp",
+    "player.mp4",
+)
 
 
 @dataclass(frozen=True)
@@ -82,54 +74,6 @@ class Context:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def generate_pair(
-    pipe: Any,
-    call: Mapping[str, Any],
-    sparse: Mapping[str, Any],
-    *,
-    seed: int,
-    compare: bool = True,
-    warmup: bool = False,
-    observer: Observer | None = None,
-) -> Pair:
-    """Generate dense (if ``compare``) and sparse from one seed, timed; the pipeline is left as it came.
-
-    Sparse attention is enabled once before the dense run already, so that bad options fail at once.
-
-    Args:
-        call: keyword arguments of the pipeline, without generator and output type.
-        sparse: keyword arguments of ``enable_sparse_attention``.
-        warmup: run a few untimed steps first (compilation, kernel tuning).
-        observer: follows the runs, for progress bars.
-
-    Raises:
-        ValueError: as ``enable_sparse_attention`` and the pipeline.
-    """
-    import dit_sparse  # noqa: F401  adds enable_sparse_attention to pipelines
-
-    def run(name: str, kwargs: Mapping[str, Any]) -> Run:
-        tell = observer or (lambda *_: None)
-        tell(name, 0, kwargs.get("num_inference_steps"))
-        return timed_run(pipe, kwargs, seed=seed, on_step=lambda step, total: tell(name, step, total))
-
-    def measured(name: str) -> Run:
-        if warmup:
-            run(f"{name} warm-up", {**call, "num_inference_steps": WARMUP_STEPS})
-        return run(name, call)
-
-    pipe.enable_sparse_attention(**sparse)
-    pipe.disable_sparse_attention()
-    dense_run = measured("dense") if compare else None
-    handle = pipe.enable_sparse_attention(**sparse)
-    try:
-        sparse_run = measured("sparse")
-        stats = handle.stats()
-    finally:
-        pipe.disable_sparse_attention()
-    device = torch.device(getattr(pipe, "_execution_device", "cpu"))
-    return Pair(replace(sparse_run, stats=stats), dense_run, _method_fields(handle.config), device, warmup)
-
-
 def write_comparison(
     output: Path, pair: Pair, context: Context, *, fps: float, lpips_weights: Path | None = None
 ) -> Report:
@@ -141,8 +85,7 @@ def write_comparison(
         ValueError: when the two videos cannot be compared.
         MissingExtraError: when a package of the ``report`` extra is missing.
     """
-    sparse, dense = pair.sparse, pair.dense
-    metrics = compare_frames(dense.frames, sparse.frames, lpips_weights) if dense else Metrics()
+    metrics = measure(pair, lpips_weights)
     output.mkdir(parents=True, exist_ok=True)
     for name in OUTPUT_NAMES:
         (output / name).unlink(missing_ok=True)
@@ -153,23 +96,37 @@ def write_comparison(
     return report
 
 
+def measure(pair: Pair, lpips_weights: Path | None = None) -> Metrics:
+    """Metrics of the sparse video against the dense one, and of the floor where it was run."""
+    if pair.dense is None:
+        return Metrics(floor_unmeasured=WITHOUT_DENSE)
+    metrics = compare_frames(pair.dense.frames, pair.sparse.frames, lpips_weights)
+    if pair.floor is None:
+        return metrics.model_copy(update={"floor_unmeasured": NOT_ASKED})
+    second = compare_frames(pair.dense.frames, pair.floor.frames, lpips_weights)
+    section = floor_section(second, pair.floor.kernel, pair.floor.denoise_s)
+    return metrics.model_copy(update={"floor": section})
+
+
 def write_videos(output: Path, pair: Pair, fps: float) -> Files:
     """Encode the videos of a pair and say which files they are in."""
     write_video(output / "sparse.mp4", pair.sparse.frames, fps)
     if pair.dense is None:
-        return Files(sparse="sparse.mp4")
-    write_video(output / "dense.mp4", pair.dense.frames, fps)
-    difference = amplified_difference(pair.dense.frames, pair.sparse.frames, DIFFERENCE_GAIN)
+        player = write_player(output, {"sparse": pair.sparse.frames}, fps)
+        return Files(sparse="sparse.mp4", player=player)
+    dense, sparse = pair.dense.frames, pair.sparse.frames
+    write_video(output / "dense.mp4", dense, fps)
+    difference = amplified_difference(dense, sparse, DIFFERENCE_GAIN)
     write_video(output / "difference.mp4", difference, fps)
-    write_side_by_side(
-        output / "side_by_side.mp4", {"dense": pair.dense.frames, "sparse": pair.sparse.frames}, fps
-    )
+    write_side_by_side(output / "side_by_side.mp4", {"dense": dense, "sparse": sparse}, fps)
+    player = write_player(output, {"dense": dense, "sparse": sparse, "difference": difference}, fps)
     return Files(
         sparse="sparse.mp4",
         dense="dense.mp4",
         side_by_side="side_by_side.mp4",
         difference="difference.mp4",
         difference_gain=DIFFERENCE_GAIN,
+        player=player,
     )
 
 
@@ -190,14 +147,8 @@ def build_report(pair: Pair, context: Context, metrics: Metrics, files: Files, f
         metrics=metrics,
         density=density_section(stats) if stats is not None else Density(),
         time=_time_section(sparse, dense, pair.warmup),
-        memory=Memory(
-            dense_peak_bytes=dense.peak_memory_bytes if dense else None,
-            sparse_peak_bytes=sparse.peak_memory_bytes,
-            state_bytes=stats.state_bytes if stats is not None else None,
-        ),
-        backend="+".join(b for b in stats.backends if b != "dense") or "dense"
-        if stats is not None
-        else "dense",
+        memory=_memory_section(sparse, dense, pair.device),
+        backend=sparse.kernel,
         fallbacks=list(stats.fallbacks) if stats is not None else [],
         config=dict(context.config),
         device=describe_device(pair.device),
@@ -205,14 +156,30 @@ def build_report(pair: Pair, context: Context, metrics: Metrics, files: Files, f
     )
 
 
+def _memory_section(sparse: Run, dense: Run | None, device: torch.device) -> Memory:
+    measured = sparse.peak_memory_bytes is not None
+    return Memory(
+        measure=("GPU allocator" if device.type == "cuda" else "resident set of the process")
+        if measured
+        else None,
+        dense_peak_bytes=dense.peak_memory_bytes if dense else None,
+        sparse_peak_bytes=sparse.peak_memory_bytes,
+        state_bytes=sparse.stats.state_bytes if sparse.stats is not None else None,
+    )
+
+
 def _time_section(sparse: Run, dense: Run | None, warmup: bool) -> Time:
+    if dense is None:
+        return Time(sparse_s=sparse.denoise_s, sparse=_run_time(sparse), warmup=warmup)
     return Time(
-        dense_s=dense.denoise_s if dense else None,
+        dense_s=dense.denoise_s,
         sparse_s=sparse.denoise_s,
-        speedup=_ratio(dense.denoise_s, sparse.denoise_s) if dense else None,
-        speedup_end_to_end=_ratio(dense.end_to_end_s, sparse.end_to_end_s) if dense else None,
-        speedup_transformer=_ratio(dense.transformer_s, sparse.transformer_s) if dense else None,
-        dense=_run_time(dense) if dense else None,
+        speedup=_ratio(dense.denoise_s, sparse.denoise_s),
+        speedup_end_to_end=_ratio(dense.end_to_end_s, sparse.end_to_end_s),
+        speedup_transformer=_ratio(dense.transformer_s, sparse.transformer_s),
+        speedup_attention=_ratio(dense.attention_s, sparse.attention_s),
+        parts_unmeasured=dense.parts_unmeasured or sparse.parts_unmeasured,
+        dense=_run_time(dense),
         sparse=_run_time(sparse),
         warmup=warmup,
     )
@@ -224,14 +191,11 @@ def _run_time(run: Run) -> RunTime:
         end_to_end_s=run.end_to_end_s,
         transformer_s=run.transformer_s,
         step_s=list(run.step_s),
+        attention_s=run.attention_s,
+        linear_s=run.linear_s,
+        step_attention_s=list(run.step_attention_s),
     )
 
 
-def _method_fields(config: Any) -> dict[str, Any]:
-    """Name and fields of a method's configuration; what JSON cannot hold becomes its text."""
-    fields = {entry.name: getattr(config, entry.name) for entry in dataclass_fields(config)}
-    return {"method": config.name, **json.loads(json.dumps(fields, default=str))}
-
-
-def _ratio(dense: float, sparse: float) -> float | None:
-    return dense / sparse if sparse > 0 else None
+def _ratio(dense: float | None, sparse: float | None) -> float | None:
+    return dense / sparse if dense is not None and sparse else None

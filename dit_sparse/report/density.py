@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 from dit_sparse.layout import SiteRecord
-from dit_sparse.report.schema import Density, HeatMap
+from dit_sparse.report.schema import DenseCalls, Density, HeatMap
 
 
 def density_section(stats: Any) -> Density:
@@ -17,8 +17,32 @@ def density_section(stats: Any) -> Density:
         sparse_sites=stats.density_sparse_sites,
         sites=len(stats.records),
         dense_sites=dict(stats.dense_sites),
+        dense_calls=dense_calls(stats.records),
+        kernels=dict(Counter(record.backend for record in stats.records)),
         heat_maps=heat_maps(stats.records),
     )
+
+
+def dense_calls(records: Iterable[SiteRecord]) -> list[DenseCalls]:
+    """Every call that ran dense; steps whose calls ran dense in the same layers share an entry."""
+    found: dict[tuple[str, str, int], list[SiteRecord]] = defaultdict(list)
+    for record in records:
+        if record.dense_reason is not None:
+            found[record.site.transformer, record.dense_reason, record.site.step].append(record)
+    entries: dict[tuple[Any, ...], DenseCalls] = {}
+    for (transformer, reason, step), group in sorted(found.items()):
+        layers = sorted({record.site.layer for record in group})
+        branches = sorted({str(record.site.branch) for record in group})
+        same = (transformer, reason, *layers, *branches)
+        entry = entries.setdefault(
+            same,
+            DenseCalls(
+                transformer=transformer, reason=reason, branches=branches, steps=[], layers=layers, calls=0
+            ),
+        )
+        entry.steps.append(step)
+        entry.calls += len(group)
+    return list(entries.values())
 
 
 def heat_maps(records: Iterable[SiteRecord]) -> list[HeatMap]:

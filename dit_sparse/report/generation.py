@@ -1,22 +1,20 @@
-"""Run a pipeline once from a seed and time it: end to end, per denoising step, and inside the denoiser."""
+"""Run a pipeline once from a seed and measure it: end to end, per step, inside the denoiser, memory."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from dit_sparse.report.capabilities import capabilities, denoisers
+from dit_sparse.report.capabilities import capabilities
+from dit_sparse.report.clock import Clock, StepCallback, Stopwatch
+from dit_sparse.report.memory import peak_bytes, reset_peak
 from dit_sparse.report.metrics import Frames
-
-StepCallback = Callable[[int, int | None], None]
-"""Told the finished steps and, where the pipeline knows, how many there are."""
+from dit_sparse.report.parts import COMPILED, NOT_ASKED, NOT_SEEN, Parts, is_compiled
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,11 @@ class Run:
         denoise_s: from the start of the first denoiser call to the end of the last step.
         transformer_s: inside the denoiser's forward alone.
         step_s: seconds of every step; empty when the pipeline has no step callback.
-        peak_memory_bytes: most GPU memory allocated during the run; None on the CPU.
+        attention_s, linear_s: of ``transformer_s``, as :mod:`dit_sparse.report.parts` takes them; None where
+            they were not measured.
+        step_attention_s: ``attention_s`` by step; empty where ``step_s`` is or where it was not measured.
+        parts_unmeasured: why ``attention_s`` is None.
+        peak_memory_bytes: see :func:`dit_sparse.report.memory.peak_bytes`.
         stats: ``Handle.stats()`` of a sparse run, None of a dense one.
     """
 
@@ -38,118 +40,73 @@ class Run:
     denoise_s: float
     transformer_s: float
     step_s: tuple[float, ...]
+    attention_s: float | None = None
+    linear_s: float | None = None
+    step_attention_s: tuple[float, ...] = ()
+    parts_unmeasured: str | None = None
     peak_memory_bytes: int | None = None
     stats: Any = None
 
-
-@dataclass
-class _Clock:
-    """Time marks of one run. GPU work is asynchronous: denoiser calls use events, steps a synchronise."""
-
-    device: torch.device
-    on_step: StepCallback | None = None
-    first_call: float | None = None
-    last_call: float | None = None
-    step_ends: list[float] = field(default_factory=list)
-    calls: list[tuple[Any, Any]] = field(default_factory=list)
-
-    def now(self) -> float:
-        """Wall-clock seconds once the device has finished what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def _mark(self) -> Any:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def before_denoiser(self, *_: Any) -> None:
-        """Forward pre-hook of a denoiser."""
-        if self.first_call is None:
-            self.first_call = self.now()
-        self.calls.append((self._mark(), None))
-
-    def after_denoiser(self, *_: Any) -> None:
-        """Forward hook of a denoiser."""
-        self.calls[-1] = (self.calls[-1][0], self._mark())
-        self.last_call = time.perf_counter()
-
-    def after_step(self, pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """``callback_on_step_end`` of the pipeline; changes nothing."""
-        self.step_ends.append(self.now())
-        if self.on_step is not None:
-            self.on_step(step + 1, getattr(pipe, "num_timesteps", None))
-        return tensors
-
-    def step_seconds(self) -> tuple[float, ...]:
-        """Duration of every step."""
-        if self.first_call is None:
-            return ()
-        marks = [self.first_call, *self.step_ends]
-        return tuple(end - start for start, end in pairwise(marks))
-
-    def denoise_seconds(self) -> float | None:
-        """First denoiser call to the end of the last step; None when no denoiser ran."""
-        end = self.step_ends[-1] if self.step_ends else self.last_call
-        return None if self.first_call is None or end is None else end - self.first_call
-
-    def transformer_seconds(self) -> float:
-        """Time inside the denoiser's forward; call after a synchronise."""
-        finished = [(start, end) for start, end in self.calls if end is not None]
-        if self.device.type == "cuda":
-            return sum(start.elapsed_time(end) for start, end in finished) / 1e3
-        return sum(end - start for start, end in finished)
-
-    @contextmanager
-    def attached(self, pipe: Any) -> Iterator[None]:
-        """Watch the pipeline's denoisers while the context is open."""
-        handles = []
-        for module in denoisers(pipe).values():
-            handles.append(module.register_forward_pre_hook(self.before_denoiser))
-            handles.append(module.register_forward_hook(self.after_denoiser))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    @property
+    def kernel(self) -> str:
+        """Kernels of the sparse calls, joined by "+"; "dense" where none was sparse."""
+        backends = self.stats.backends if self.stats is not None else []
+        return "+".join(name for name in backends if name != "dense") or "dense"
 
 
-def timed_run(pipe: Any, call: Mapping[str, Any], *, seed: int, on_step: StepCallback | None = None) -> Run:
+def timed_run(
+    pipe: Any,
+    call: Mapping[str, Any],
+    *,
+    seed: int,
+    handle: Any = None,
+    measure_parts: bool = False,
+    on_step: StepCallback | None = None,
+) -> Run:
     """Call the pipeline once with a fresh CPU generator and measure it.
 
     Args:
         pipe: a diffusers pipeline.
         call: keyword arguments of its ``__call__``, without generator, output type and callbacks.
         seed: of the generator; the same seed gives the same start noise on every device.
+        handle: of the sparse attention that is enabled on ``pipe``; its records become ``Run.stats``.
+        measure_parts: also time attention and linear layers. Without a handle nothing sparse may be enabled
+            then: torch's attention function is wrapped for the time of the run.
         on_step: called after every step, where the pipeline offers a callback.
 
     Raises:
         ValueError: when the pipeline's output holds no frames.
     """
     device = torch.device(getattr(pipe, "_execution_device", "cpu"))
-    clock = _Clock(device, on_step)
+    clock = Clock(Stopwatch(device), on_step)
+    parts, compiled = Parts(clock), measure_parts and is_compiled(pipe)
     extra: dict[str, Any] = (
         {"callback_on_step_end": clock.after_step} if capabilities(pipe).step_callback else {}
     )
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak(device)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(seed)
-    with clock.attached(pipe):
-        start = clock.now()
+    with ExitStack() as stack:
+        stack.enter_context(clock.attached(pipe))
+        if measure_parts and not compiled:
+            stack.enter_context(parts.attached(pipe, handle))
+        start = clock.watch.now()
         output = pipe(**call, **extra, generator=generator, output_type="np")
-        end_to_end = clock.now() - start
-    denoise = clock.denoise_seconds()
+        end_to_end = clock.watch.now() - start
+    denoise, attention = clock.denoise_seconds(), parts.seconds("attention")
+    unmeasured = NOT_ASKED if not measure_parts else COMPILED if compiled else NOT_SEEN
     return Run(
         frames=first_video(output),
         end_to_end_s=end_to_end,
         denoise_s=end_to_end if denoise is None else denoise,
         transformer_s=clock.transformer_seconds(),
         step_s=clock.step_seconds(),
-        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        attention_s=attention,
+        linear_s=parts.seconds("linear"),
+        step_attention_s=parts.by_step("attention"),
+        parts_unmeasured=unmeasured if attention is None else None,
+        peak_memory_bytes=peak_bytes(device),
+        stats=None if handle is None else handle.stats(),
     )
 
 

@@ -3,84 +3,112 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dit_sparse.embedded import NAME as EMBEDDED_MODEL
 from dit_sparse.report.atomic import write_text
-from dit_sparse.report.charts import Chart, line_chart
-from dit_sparse.report.extras import require
+from dit_sparse.report.bands import BANDS, psnr_scale
+from dit_sparse.report.breakdown import breakdown
+from dit_sparse.report.charts import Chart, Values, line_chart
+from dit_sparse.report.player import EMBED_LIMIT_BYTES, STACK, geometry
 from dit_sparse.report.schema import HeatMap, Report
+from dit_sparse.report.templating import environment, flatten
 
-TEMPLATES = Path(__file__).parent / "templates"
-EMBED_LIMIT_BYTES = (
-    8 * 1024 * 1024
-)  # videos up to this size together go into the page, so that it is one file to share
-MISSING = "\N{EN DASH}"
-BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-PLAIN_REASONS = {"dense_step": "dense step", "dense_layer": "dense layer", "min_tokens": "short sequence"}
+MEDIA_TYPES = {".webp": "image/webp", ".mp4": "video/mp4"}
+PLAIN_REASONS = {
+    "dense_step": "dense step",
+    "dense_layer": "dense layer",
+    "min_tokens": "short sequence",
+    "observed": "method learns from dense attention",
+}
 
 
 def write_html(path: Path, report: Report) -> None:
-    """Render the report beside its videos, atomically.
+    """Render the report beside its files, atomically.
 
     Raises:
         MissingExtraError: without jinja2.
     """
-    names = {role: getattr(report.files, role) for role in ("dense", "sparse", "difference")}
-    present = {role: path.parent / name for role, name in names.items() if name}
-    embed = sum(video.stat().st_size for video in present.values()) <= EMBED_LIMIT_BYTES
-    sources = {role: _data_uri(video) if embed else video.name for role, video in present.items()}
-    write_text(path, render(report, sources))
+    write_text(path, render(report, player_media(path.parent, report)))
 
 
-def render(report: Report, sources: Mapping[str, str]) -> str:
-    """The page as a string; ``sources`` maps dense, sparse and difference to the video's address."""
-    jinja2 = require("jinja2")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=_number, percent=_percent, bytes=_bytes)
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        sources=sources,
-        charts=[chart for chart in frame_charts(report) if chart],
-        step_chart=step_chart(report),
-        heat_top=heat_top(report.density.heat_maps),
-        plain_reasons=PLAIN_REASONS,
-        config=flatten(report.config),
-        tiny=report.model.name == EMBEDDED_MODEL,
+def render(report: Report, media: dict[str, Any] | None) -> str:
+    """The page as a string; ``media`` comes from :func:`player_media`."""
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            media=media,
+            charts=frame_charts(report),
+            step_chart=step_chart(report),
+            breakdown=breakdown(report.time),
+            scale=psnr_scale(report),
+            bands=BANDS,
+            heat_top=heat_top(report.density.heat_maps),
+            plain_reasons=PLAIN_REASONS,
+            config=flatten(report.config),
+            tiny=report.model.name == EMBEDDED_MODEL,
+        )
     )
 
 
-def frame_charts(report: Report) -> list[Chart | None]:
-    """PSNR, SSIM and LPIPS over the frames."""
+def player_media(folder: Path, report: Report) -> dict[str, Any] | None:
+    """What the page's player needs to know; None without a player file.
+
+    A small file is carried by the page as a data address. A large one stays a neighbour that the page names
+    without a folder, so that the two can be moved together.
+    """
+    name = report.files.player
+    if name is None:
+        return None
+    panels = [role for role in ("dense", "sparse", "difference") if getattr(report.files, role) is not None]
+    video, file = report.video, folder / name
+    layout = geometry(name, video.frames, video.height, video.width, len(panels))
+    embedded = file.stat().st_size <= EMBED_LIMIT_BYTES
+    return {
+        "kind": "video" if name == STACK else "sheet",
+        "source": _data_address(file) if embedded else name,
+        "file": name,
+        "frames": video.frames,
+        "fps": video.fps,
+        "width": layout.width,
+        "height": layout.height,
+        "step": layout.step,
+        "cell": layout.cell,
+        "columns": layout.columns,
+        "panels": panels,
+    }
+
+
+def frame_charts(report: Report) -> list[Chart]:
+    """PSNR, SSIM, LPIPS and flicker over the frames."""
     values = report.metrics.per_frame
     if values is None:
         return []
-    return [
-        line_chart(
-            "PSNR", [("PSNR", "one", values.psnr)], unit="dB", hint="higher is closer", follows_player=True
-        ),
-        line_chart("SSIM", [("SSIM", "one", values.ssim)], hint="1 is identical", follows_player=True),
-        line_chart(
-            "LPIPS", [("LPIPS", "one", values.lpips or [])], hint="0 is identical", follows_player=True
-        ),
+    dense, sparse = values.flicker_dense or [], values.flicker_sparse or []
+    lines: list[tuple[str, list[tuple[str, str, Values]], str, str]] = [
+        ("PSNR", [("PSNR", "one", values.psnr)], "dB", "higher is closer"),
+        ("SSIM", [("SSIM", "one", values.ssim)], "", "1 is identical"),
+        ("LPIPS", [("LPIPS", "one", values.lpips or [])], "", "0 is identical"),
+        ("Flicker", [("dense", "two", dense), ("sparse", "one", sparse)], "levels", ""),
     ]
+    charts = [
+        line_chart(name, of, unit=unit, hint=hint, follows_player=True) for name, of, unit, hint in lines
+    ]
+    return [chart for chart in charts if chart is not None]
 
 
 def step_chart(report: Report) -> Chart | None:
-    """Seconds per denoising step, dense and sparse."""
-    lines: list[tuple[str, str, list[float]]] = []
-    if report.time.dense is not None:
-        lines.append(("dense", "two", report.time.dense.step_s))
-    lines.append(("sparse", "one", report.time.sparse.step_s))
-    return line_chart("Time per step", lines, unit="s", x_label="step", from_zero=True)
+    """Seconds per denoising step, dense and sparse, and of these in attention."""
+    lines: list[tuple[str, str, Values]] = []
+    for name, style, run in (("dense", "two", report.time.dense), ("sparse", "one", report.time.sparse)):
+        if run is not None:
+            lines.append((name, style, run.step_s))
+            lines.append((f"{name}, attention", f"{style} dashed", run.step_attention_s))
+    shown = [line for line in lines if len(line[2]) > 0]
+    return line_chart("Time per step", shown, unit="s", x_label="step", from_zero=True)
 
 
 def heat_top(maps: list[HeatMap]) -> float:
@@ -95,34 +123,6 @@ def heat_top(maps: list[HeatMap]) -> float:
     return min(1.0, -(-max(sparse) * 10 // 1) / 10) if sparse else 1.0
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _data_uri(video: Path) -> str:
-    return "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode("ascii")
-
-
-def _number(value: float | None, decimals: int = 2) -> str:
-    return MISSING if value is None else f"{value:.{decimals}f}"
-
-
-def _percent(value: float | None, decimals: int = 1) -> str:
-    return MISSING if value is None else f"{100 * value:.{decimals}f} %"
-
-
-def _bytes(value: float | None) -> str:
-    if value is None:
-        return MISSING
-    for unit in BYTE_UNITS:
-        if value < 1024 or unit == BYTE_UNITS[-1]:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
+def _data_address(file: Path) -> str:
+    content = base64.b64encode(file.read_bytes()).decode("ascii")
+    return f"data:{MEDIA_TYPES[file.suffix]};base64,{content}"

@@ -82,7 +82,7 @@ def lpips_per_frame(reference: Frames, candidate: Frames, weights: Path | None =
     check_frames(reference, candidate)
     if min(reference.shape[1:3]) < MIN_SIDE:
         raise LpipsUnavailableError(f"LPIPS needs frames of at least {MIN_SIDE} x {MIN_SIDE} pixels")
-    network = LpipsAlex(find_weights(weights))
+    network = LpipsAlex(find_weights(weights, fetch=True))
     distances: list[float] = []
     for start in range(0, len(reference), FRAMES_PER_BATCH):
         batch = slice(start, start + FRAMES_PER_BATCH)

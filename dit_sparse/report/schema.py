@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 class _Model(BaseModel):
@@ -40,6 +40,21 @@ class PerFrame(_Model):
     psnr: list[float | None]
     ssim: list[float]
     lpips: list[float] | None
+    flicker_dense: list[float | None] | None = Field(
+        default=None, description="grey levels of 255; null at the first and the last frame"
+    )
+    flicker_sparse: list[float | None] | None = None
+
+
+class Floor(_Model):
+    """Dense against dense: the same noise, both exact, two attention kernels."""
+
+    psnr: float | None = Field(description="dB; null when the two videos are identical")
+    ssim: float | None
+    lpips: float | None
+    identical: bool
+    kernel: str = Field(description="of the second dense run; the first is the pipeline's own")
+    denoise_s: float = Field(description="of the second dense run, without warm-up")
 
 
 class Metrics(_Model):
@@ -56,10 +71,13 @@ class Metrics(_Model):
     lpips_network: str | None = None
     lpips_unavailable: str | None = Field(default=None, description="why LPIPS is null")
     per_frame: PerFrame | None = None
-    floor: dict[str, float | None] | None = Field(
+    flicker_dense: float | None = Field(
         default=None,
-        description="the same metrics for dense against dense on another backend; null if not measured",
+        description="mean |f[t-1] - 2 f[t] + f[t+1]| in grey levels of 255; null below three frames",
     )
+    flicker_sparse: float | None = None
+    floor: Floor | None = None
+    floor_unmeasured: str | None = Field(default=None, description="why floor is null")
 
 
 class HeatMap(_Model):
@@ -70,6 +88,17 @@ class HeatMap(_Model):
     steps: list[int]
     density: list[list[float | None]]
     dense_reason: list[list[str | None]]
+
+
+class DenseCalls(_Model):
+    """Calls that ran dense for one reason, in the same layers of all these steps."""
+
+    transformer: str
+    reason: str
+    branches: list[str]
+    steps: list[int]
+    layers: list[int]
+    calls: int
 
 
 class Density(_Model):
@@ -83,6 +112,8 @@ class Density(_Model):
     )
     sites: int = Field(default=0, description="attention calls recorded")
     dense_sites: dict[str, int] = Field(default_factory=dict, description="reason -> calls that ran dense")
+    dense_calls: list[DenseCalls] = Field(default_factory=list, description="where they ran")
+    kernels: dict[str, int] = Field(default_factory=dict, description="kernel -> calls, dense ones included")
     heat_maps: list[HeatMap] = Field(default_factory=list)
 
 
@@ -93,6 +124,11 @@ class RunTime(_Model):
     end_to_end_s: float
     transformer_s: float
     step_s: list[float]
+    attention_s: float | None = Field(
+        default=None, description="self-attention inside transformer_s; sparse: with planning and dense guard"
+    )
+    linear_s: float | None = Field(default=None, description="linear layers inside transformer_s")
+    step_attention_s: list[float] = Field(default_factory=list)
 
 
 class Time(_Model):
@@ -103,13 +139,19 @@ class Time(_Model):
     speedup: float | None = None
     speedup_end_to_end: float | None = None
     speedup_transformer: float | None = None
+    speedup_attention: float | None = None
+    parts_unmeasured: str | None = Field(default=None, description="why speedup_attention is null")
     dense: RunTime | None = None
     sparse: RunTime
     warmup: bool = Field(description="whether an untimed run came before each timed one")
 
 
 class Memory(_Model):
-    """Bytes; peaks are the GPU allocator's, null on the CPU."""
+    """Bytes; null where the system does not tell."""
+
+    measure: str | None = Field(
+        default=None, description='what the peaks are of: "GPU allocator" or "resident set of the process"'
+    )
 
     dense_peak_bytes: int | None = None
     sparse_peak_bytes: int | None = None
@@ -133,6 +175,9 @@ class Files(_Model):
     side_by_side: str | None = None
     difference: str | None = None
     difference_gain: float | None = None
+    player: str | None = Field(
+        default=None, description="all panels in one file, for the page's player: .webp frames or .mp4"
+    )
 
 
 class Report(_Model):

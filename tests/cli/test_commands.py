@@ -67,6 +67,7 @@ def test_help_needs_no_heavy_library():
         (["generate", "x", "--density", "7"], "density"),
         (["generate", "x", "--image", "cat.png"], "cat.png"),
         (["generate", "x", "--backend", "abacus"], "abacus"),
+        (["generate", "x", "--floor"], "--compare"),
     ],
 )
 def test_errors_are_one_line(arguments, message, monkeypatch, tmp_path):
@@ -145,7 +146,8 @@ def test_generate_makes_the_whole_folder(tmp_path):
         "generate", prompt, *SMALL, "--density", "0.5", "--compare", "--seed", "3", "--output", str(output)
     )
     assert result.exit_code == 0, result.output
-    for word in ("speed-up", "density", "PSNR", "SSIM", "LPIPS", "backend", "fallbacks", "report.html"):
+    words = "speed-up self-attention density PSNR floor SSIM LPIPS backend fallbacks report.html"
+    for word in words.split():
         assert word in result.stdout
     report = Report.model_validate_json((output / "report.json").read_text())
     assert (report.video.frames, report.video.height, report.video.width) == (5, 32, 32)
@@ -155,20 +157,27 @@ def test_generate_makes_the_whole_folder(tmp_path):
     )
     assert report.config["method"] == "svg2"
     assert report.config["density"] == 0.5
+    assert report.metrics.floor is not None  # unasked: the embedded model is cheap
+    assert report.metrics.floor.kernel == "reference"
+    assert report.time.speedup_attention is not None
     assert report.density.heat_maps
     assert report.density.heat_maps[0].steps == [0, 1]
     assert report.time.dense is not None
     assert len(report.time.dense.step_s) == 2
     assert len(report.time.sparse.step_s) == 2
-    assert 0 < report.time.sparse.transformer_s <= report.time.sparse.denoise_s
+    assert (
+        0 < report.time.sparse.attention_s < report.time.sparse.transformer_s <= report.time.sparse.denoise_s
+    )
     with av.open(str(output / "side_by_side.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 5
 
 
 def test_full_density_from_one_seed_equals_dense(tmp_path):
-    arguments = ["--density", "1.0", "--compare", "--output", str(tmp_path)]
+    arguments = ["--density", "1.0", "--compare", "--no-floor", "--output", str(tmp_path)]
     assert run("generate", "a red circle", *SMALL, *arguments).exit_code == 0
     metrics = json.loads((tmp_path / "report.json").read_text())["metrics"]
+    assert metrics["floor"] is None
+    assert "--floor" in metrics["floor_unmeasured"]
     assert metrics["identical"] or metrics["psnr"] > 60
 
 
@@ -177,7 +186,8 @@ def test_generate_without_comparison(tmp_path):
         "generate", "a red circle", *SMALL, "--method", "draft", "--no-compare", "--output", str(tmp_path)
     )
     assert result.exit_code == 0, result.output
-    assert {path.name for path in tmp_path.iterdir()} == {"sparse.mp4", "report.json", "report.html"}
+    names = {"sparse.mp4", "player.webp", "report.json", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_every_option_is_documented():

@@ -37,14 +37,32 @@ def make_stats(layers: int = 3, steps: int = 4) -> Stats:
     return Stats(tuple(records), state_bytes=1234)
 
 
-def make_pair(*, compare: bool = True, identical: bool = False) -> Pair:
-    """A dense and a sparse run that never happened."""
-    times = {"end_to_end_s": 3.0, "denoise_s": 2.0, "transformer_s": 1.5, "step_s": (0.5, 0.5, 0.5, 0.5)}
-    dense = Run(frames=make_video(), **{**times, "denoise_s": 5.0})
-    frames = dense.frames if identical else np.clip(dense.frames + 0.02, 0, 1)
-    sparse = Run(frames=frames, stats=make_stats(), **times)
+def make_pair(*, compare: bool = True, identical: bool = False, floor: bool = True, frames: int = 5) -> Pair:
+    """A dense and a sparse run that never happened, and the second dense one of the floor."""
+    times = {
+        "end_to_end_s": 3.0,
+        "denoise_s": 2.0,
+        "transformer_s": 1.5,
+        "step_s": (0.5, 0.5, 0.5, 0.5),
+        "attention_s": 0.6,
+        "linear_s": 0.5,
+        "step_attention_s": (0.3, 0.1, 0.1, 0.1),
+    }
+    slower = {"end_to_end_s": 6.0, "denoise_s": 5.0, "transformer_s": 4.5, "attention_s": 3.0}
+    dense = Run(frames=make_video(frames), **{**times, **slower})
+    apart = np.linspace(0.01, 0.03, frames, dtype=np.float32)[:, None, None, None]
+    video = dense.frames if identical else np.clip(dense.frames + apart, 0, 1)
+    sparse = Run(frames=video, stats=make_stats(), peak_memory_bytes=3 * 2**30, **times)
+    second = Run(frames=np.clip(dense.frames + 1e-3, 0, 1), stats=make_stats(), **times)
     method = {"method": "svg2", "density": 0.25}
-    return Pair(sparse, dense if compare else None, method, torch.device("cpu"), warmup=False)
+    return Pair(
+        sparse,
+        dense if compare else None,
+        method,
+        torch.device("cpu"),
+        warmup=False,
+        floor=second if compare and floor else None,
+    )
 
 
 def make_context(prompt: str = SCRIPT_PROMPT) -> Context:

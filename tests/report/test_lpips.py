@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import pickle
 import sys
 import types
@@ -13,7 +16,7 @@ import torch
 from report_samples import make_video
 from torch import nn
 
-from dit_sparse.report import lpips_weights
+from dit_sparse.report import lpips_download, lpips_weights
 from dit_sparse.report.lpips import LpipsAlex, lpips_per_frame
 from dit_sparse.report.lpips_weights import (
     CONVOLUTION_SHAPES,
@@ -123,6 +126,66 @@ def test_without_weights_the_report_says_why(tmp_path, monkeypatch):
     assert metrics.lpips is None
     assert "--lpips-weights" in str(metrics.lpips_unavailable)
     assert metrics.psnr is not None
+
+
+class Server:
+    """In place of PyTorch's: sends ``content``, in pieces."""
+
+    def __init__(self, content: bytes) -> None:
+        self.stream = io.BytesIO(content)
+        self.asked: list[str] = []
+
+    def __call__(self, url, timeout):
+        self.asked.append(url)
+        return contextlib.nullcontext(self.stream)
+
+
+@pytest.fixture
+def server(tmp_path, torchvision_file, monkeypatch) -> Server:
+    """A network that holds AlexNet, and an empty torch cache."""
+    content = torchvision_file.read_bytes()
+    found = Server(content)
+    monkeypatch.setattr(lpips_download, "urlopen", found)
+    monkeypatch.setattr(lpips_download, "SHA256_START", hashlib.sha256(content).hexdigest()[:8])
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(lpips_weights, "_package_folder", lambda name: tmp_path if name == "lpips" else None)
+    linear = tuple(torch.ones(shape[0]) for shape in CONVOLUTION_SHAPES)
+    monkeypatch.setattr(lpips_weights, "_linear_of_lpips_package", lambda: linear)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return found
+
+
+def test_weights_are_downloaded_once_into_the_cache(server, tmp_path):
+    assert compare_frames(make_video(), make_video(seed=1)).lpips is not None
+    assert compare_frames(make_video(), make_video(seed=2)).lpips is not None
+    assert server.asked == [lpips_download.URL]
+    assert [p.name for p in (tmp_path / "hub" / "checkpoints").iterdir()] == [lpips_weights.HUB_FILE]
+
+
+def test_offline_means_no_request(server, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in str(compare_frames(make_video(), make_video(seed=1)).lpips_unavailable)
+    assert server.asked == []
+
+
+def test_a_wrong_or_broken_download_leaves_nothing(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(lpips_download, "SHA256_START", "00000000")
+    assert "sent something else" in str(compare_frames(make_video(), make_video(seed=1)).lpips_unavailable)
+
+    def unreachable(url, timeout):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(lpips_download, "urlopen", unreachable)
+    assert "sent something else" in str(compare_frames(make_video(), make_video(seed=1)).lpips_unavailable)
+    lpips_weights._fetched.cache_clear()  # one try per process
+    assert "no route to host" in str(compare_frames(make_video(), make_video(seed=1)).lpips_unavailable)
+    assert list((tmp_path / "hub").rglob("*.pth")) == []
+
+
+def test_looking_around_downloads_nothing(server):
+    with pytest.raises(LpipsUnavailableError, match="no AlexNet weights found"):
+        lpips_weights.find_weights()
+    assert server.asked == []
 
 
 def test_torch_cache_is_found(tmp_path, features, monkeypatch):

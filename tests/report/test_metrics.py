@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 from report_samples import make_video
+from skimage.metrics import peak_signal_noise_ratio
 
 from dit_sparse.report.measure import compare_frames
 from dit_sparse.report.metrics import amplified_difference, psnr_per_frame, ssim_per_frame
+from dit_sparse.report.temporal import flicker_per_frame
 
 
 def ssim_by_hand(a: np.ndarray, b: np.ndarray) -> float:
@@ -43,8 +45,16 @@ def test_psnr_agrees_with_the_formula(videos):
     assert psnr_per_frame(a, b) == pytest.approx(expected, rel=1e-6)
 
 
-def test_ssim_agrees_with_the_formula(videos):
-    a, b = videos
+@pytest.mark.parametrize(("height", "width"), [(33, 47), (32, 64), (11, 11), (128, 15)])
+def test_psnr_agrees_with_scikit_image(height, width):
+    a, b = make_video(3, height, width), make_video(3, height, width, seed=5)
+    expected = [peak_signal_noise_ratio(x, y, data_range=1.0) for x, y in zip(a, b)]
+    assert psnr_per_frame(a, b) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 47), (11, 11), (12, 31)])
+def test_ssim_agrees_with_the_formula(height, width):
+    a, b = make_video(2, height, width), make_video(2, height, width, seed=5)
     expected = [np.mean([ssim_by_hand(x[..., c], y[..., c]) for c in range(3)]) for x, y in zip(a, b)]
     assert ssim_per_frame(a, b) == pytest.approx(expected, abs=1e-6)
 
@@ -92,6 +102,40 @@ def test_what_cannot_be_compared_is_refused(metric):
 def test_ssim_needs_its_window():
     with pytest.raises(ValueError, match="11 x 11"):
         ssim_per_frame(make_video(1, 8, 8), make_video(1, 8, 8))
+
+
+def test_flicker_agrees_with_numpy():
+    video = make_video(6)
+    expected = 255 * np.abs(np.diff(video.astype(np.float64), n=2, axis=0)).mean(axis=(1, 2, 3))
+    values = flicker_per_frame(video)
+    assert values[0] is None
+    assert values[-1] is None
+    assert values[1:-1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_flicker_ignores_a_fade_and_doubles_what_alternates():
+    fade = np.linspace(0, 1, 9, dtype=np.float64)[:, None, None, None] * np.ones((1, 12, 12, 3))
+    assert flicker_per_frame(fade)[1:-1] == pytest.approx([0.0] * 7, abs=1e-9)
+    blinking = np.zeros((5, 12, 12, 3))
+    blinking[1::2] = 0.1
+    assert flicker_per_frame(blinking)[1:-1] == pytest.approx([2 * 0.1 * 255] * 3)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_flicker_needs_three_frames(frames):
+    assert flicker_per_frame(make_video(frames)) == [None] * frames
+    metrics = compare_frames(make_video(frames), make_video(frames, seed=1))
+    assert metrics.flicker_dense is None
+    assert metrics.flicker_sparse is None
+
+
+def test_flicker_tells_the_two_videos_apart():
+    dense = make_video(5)
+    sparse = dense.copy()
+    sparse[2] = np.clip(sparse[2] + 0.2, 0, 1)
+    metrics = compare_frames(dense, sparse)
+    assert metrics.flicker_sparse > metrics.flicker_dense
+    assert metrics.flicker_dense == pytest.approx(np.mean(flicker_per_frame(dense)[1:-1]))
 
 
 def test_difference_is_amplified_and_clipped():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
-from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 from report_samples import SCRIPT_PROMPT, make_context, make_pair, make_stats
 
 from dit_sparse.report import compare
@@ -17,13 +16,12 @@ from dit_sparse.report.compare import write_comparison
 from dit_sparse.report.density import heat_maps
 from dit_sparse.report.schema import Report
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "report-json.md"
-
 
 def test_folder_holds_what_the_report_names(written):
     folder, report = written
-    expected = {"sparse.mp4", "dense.mp4", "side_by_side.mp4", "difference.mp4", "report.json", "report.html"}
-    assert {path.name for path in folder.iterdir()} == expected
+    videos = {"sparse.mp4", "dense.mp4", "side_by_side.mp4", "difference.mp4", "player.webp"}
+    assert {path.name for path in folder.iterdir()} == videos | {"report.json", "report.html"}
+    assert {report.files.sparse, report.files.dense, report.files.player} < videos
     assert report.files.side_by_side == "side_by_side.mp4"
 
 
@@ -32,54 +30,34 @@ def test_json_round_trip(written):
     text = (folder / "report.json").read_text()
     assert Report.model_validate_json(text) == report
     plain = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert plain["schema_version"] == "1.0"
-    assert plain["metrics"]["floor"] is None
+    assert plain["schema_version"] == "1.1"
+    assert plain["metrics"]["floor"]["psnr"] == pytest.approx(60, abs=0.1)
     assert plain["time"]["speedup"] == pytest.approx(2.5)
     assert plain["density"]["sparse_sites"] == pytest.approx(0.3)
     assert plain["prompt"] == SCRIPT_PROMPT
-
-
-def test_every_field_is_documented():
-    document = DOCUMENT.read_text(encoding="utf-8")
-
-    def names(model: type[BaseModel], prefix: str = "") -> list[str]:
-        found = []
-        for name, entry in model.model_fields.items():
-            found.append(prefix + name)
-            for inner in (entry.annotation, *getattr(entry.annotation, "__args__", ())):
-                if isinstance(inner, type) and issubclass(inner, BaseModel):
-                    found += names(inner, f"{prefix}{name}.")
-        return found
-
-    missing = [
-        name
-        for name in names(Report)
-        if f"`{name.split('.')[-1]}`" not in document and f"`{name}`" not in document
-    ]
-    assert missing == []
 
 
 def test_page_makes_no_requests_and_escapes_the_prompt(written):
     folder, _ = written
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|//cdn|@import|url\(", text)
-    assert text.count("<script") == 1 + text.count('<script type="application/json">')
+    assert text.count("<script") == 1 + text.count('<script type="application/json"')
     assert "alert('x')" not in text
     assert "&lt;script&gt;" in text
     assert "&lt;b&gt;bold" in text
     assert "<b>bold" not in text
-    assert text.count("data:video/mp4;base64,") == 3
+    assert text.count("data:image/webp;base64,") == 1
 
 
-def test_large_videos_are_referenced(written, tmp_path, monkeypatch):
+def test_a_large_player_file_is_named_without_its_folder(written, tmp_path, monkeypatch):
     folder, report = written
     monkeypatch.setattr(page, "EMBED_LIMIT_BYTES", 10)
-    for video in folder.glob("*.mp4"):
-        (tmp_path / video.name).write_bytes(video.read_bytes())
+    (tmp_path / "player.webp").write_bytes((folder / "player.webp").read_bytes())
     page.write_html(tmp_path / "report.html", report)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert 'src="dense.mp4"' in text
+    assert '"source": "player.webp"' in text
     assert "base64" not in text
+    assert str(tmp_path) not in text
 
 
 def test_without_a_dense_run(tmp_path):
@@ -87,7 +65,8 @@ def test_without_a_dense_run(tmp_path):
     assert report.metrics.psnr is None
     assert report.time.dense_s is None
     assert report.files.dense is None
-    assert {path.name for path in tmp_path.iterdir()} == {"sparse.mp4", "report.json", "report.html"}
+    names = {"sparse.mp4", "player.webp", "report.json", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_identical_videos(tmp_path):
@@ -119,6 +98,23 @@ def test_videos_of_different_length_leave_the_folder_alone(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_page_says_what_was_not_measured(tmp_path):
+    write_comparison(tmp_path, make_pair(floor=False), make_context("plain"), fps=8)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Not measured: it was not asked for: --floor (in Python" in text
+    assert "Not measured: no AlexNet weights found" in text
+
+
+def test_the_command_of_the_page_is_the_command_of_the_json(written):
+    folder, report = written
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    shown = re.search(r'<code id="command">(.*?)</code>', text, re.DOTALL)
+    assert shown is not None
+    assert html.unescape(shown[1]) == report.command
+    for fact in (report.model.config_sha256, report.device.name, *filter(None, report.versions.values())):
+        assert html.escape(fact) in text
+
+
 def test_heat_map_means_branches_and_marks_dense_cells():
     (heat,) = heat_maps(make_stats(layers=3, steps=4).records)
     assert heat.layers == [0, 1, 2]
@@ -126,6 +122,19 @@ def test_heat_map_means_branches_and_marks_dense_cells():
     assert heat.density[1] == pytest.approx([1.0, 0.3, 0.3, 0.3])
     assert heat.dense_reason[0] == ["dense_step", None, None, "attention_mask"]
     assert page.heat_top([heat]) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.0, 8.0], ["0", "2", "4", "6", "8"]),
+        ([30.5, 39.0], ["30.0", "32.5", "35.0", "37.5", "40.0"]),
+    ],
+)
+def test_tick_labels_tell_the_ticks_apart(values, labels):
+    chart = line_chart("x", [("x", "one", values)])
+    assert chart is not None
+    assert [label for _, label in chart.ticks] == labels
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (38.2, 50.1), (0.995, 0.9996), (5, 5), (0, 0), (-3, 1e6)])

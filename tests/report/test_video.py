@@ -73,12 +73,15 @@ def test_not_a_video(tmp_path, frames):
 
 
 def test_interrupted_encoding_leaves_nothing(tmp_path, monkeypatch):
-    class Interrupting(np.ndarray):
-        def __iter__(self):
-            yield from list(np.asarray(self))[:2]
-            raise KeyboardInterrupt
+    calls = []
 
-    monkeypatch.setattr(video, "pad_to_even", lambda frames: frames.view(Interrupting))
+    def interrupt_at_the_third(image):
+        calls.append(image)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return (image * 255).astype(np.uint8)
+
+    monkeypatch.setattr(video, "to_uint8", interrupt_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         write_video(tmp_path / "a.mp4", make_video(4, 32, 32), fps=8)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,182 @@
+"""``dit-sparse compare``: methods by densities against dense attention, with a table and plots."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Option
+
+if TYPE_CHECKING:
+    from dit_sparse.cli.options import GenerateOptions
+    from dit_sparse.report.comparison import Candidate
+    from dit_sparse.report.comparison_schema import Setup
+
+GENERATION = "Generation"
+MACHINE = "Machine"
+DENSITIES = (0.5, 0.25, 0.1)
+PROMPTS = 16
+
+
+def compare(
+    context: typer.Context,
+    methods: Annotated[
+        list[str] | None,
+        Option("--method", help="Name, or name:field=value,...; repeatable.  [default: all methods]"),
+    ] = None,
+    densities: Annotated[
+        list[float] | None,
+        Option("--density", help="Repeatable.  [default: 0.5, 0.25 and 0.1]"),
+    ] = None,
+    baseline: Annotated[
+        str | None, Option(help="One of the methods: the others are compared with it prompt by prompt.")
+    ] = None,
+    dense_steps: Annotated[str, Option(help="Guard of all methods: count, fraction or list.")] = "0.2",
+    floor: Annotated[bool, Option("--floor/--no-floor", help="Also dense against dense.")] = True,
+    layers: Annotated[
+        bool, Option("--layers/--no-layers", help="Also output error and mass recall by layer.")
+    ] = False,
+    prompts: Annotated[
+        int, Option(min=1, help="Held-out prompts of the embedded model.", rich_help_panel=GENERATION)
+    ] = PROMPTS,
+    prompt_file: Annotated[
+        Path | None, Option(help="Prompts, one a line, instead.", rich_help_panel=GENERATION)
+    ] = None,
+    model: Annotated[
+        str | None, Option(help="Local folder or hub id.  [default: tiny-wan]", rich_help_panel=GENERATION)
+    ] = None,
+    height: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
+    width: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
+    num_frames: Annotated[int | None, Option(rich_help_panel=GENERATION)] = None,
+    steps: Annotated[int | None, Option(help="Denoising steps.", rich_help_panel=GENERATION)] = None,
+    guidance: Annotated[float | None, Option(help="Guidance scale.", rich_help_panel=GENERATION)] = None,
+    output: Annotated[Path, Option(help="Folder; rows that it holds already are not measured again.")] = Path(
+        "dit-sparse-compare"
+    ),
+    lpips_weights: Annotated[Path | None, Option(help="AlexNet weights for LPIPS.")] = None,
+    dtype: Annotated[
+        str | None, Option(help="float32, bfloat16, float16.  [default: by device]", rich_help_panel=MACHINE)
+    ] = None,
+    device: Annotated[
+        str | None, Option(help="cpu, cuda, cuda:1.  [default: auto]", rich_help_panel=MACHINE)
+    ] = None,
+) -> None:
+    """Compare methods by densities on the same prompts, seeds and guard; interrupt and resume at will."""
+    from rich.console import Console
+
+    from dit_sparse.adapters.loading import quiet
+    from dit_sparse.cli.options import parse_scalar, resolve_options
+    from dit_sparse.cli.progress import RunProgress
+    from dit_sparse.report.comparison import Bench
+    from dit_sparse.report.comparison_table import check_baseline, write_pages
+
+    quiet()
+    texts = read_prompts(prompt_file, prompts)
+    candidates = parse_candidates(methods)
+    check_baseline(baseline, [candidate.label for candidate in candidates])
+    options = resolve_options(
+        {
+            "prompt": texts[0],
+            "model": model,
+            "height": height,
+            "width": width,
+            "num_frames": num_frames,
+            "steps": steps,
+            "guidance": guidance,
+            "dtype": dtype,
+            "device": device,
+        }
+    )
+    console = Console()
+    with RunProgress(console) as progress:
+        pipe, setup = load(options, texts, parse_scalar(dense_steps))
+        bench = Bench(
+            pipe,
+            setup,
+            output / "comparison.json",
+            lpips_weights=lpips_weights,
+            observer=progress,
+            command=shlex.join(["dit-sparse", *context.obj]),
+        )
+        comparison = bench.run(candidates, densities or DENSITIES, floor=floor, layers=layers)
+    for path in write_pages(output, comparison, baseline):
+        print(path)
+
+
+def read_prompts(path: Path | None, count: int) -> list[str]:
+    """The prompts of a file, or the first held-out ones of the embedded model.
+
+    Raises:
+        ValueError: if there are none, or fewer than ``count`` held-out ones.
+    """
+    if path is not None:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ValueError(f"--prompt-file {path}: {error.strerror}") from error
+        if not (texts := [line.strip() for line in lines if line.strip()]):
+            raise ValueError(f"--prompt-file {path} holds no prompts")
+        return texts
+    from dit_sparse.embedded import heldout_prompts
+
+    texts = heldout_prompts()
+    if count > len(texts):
+        raise ValueError(
+            f"--prompts: the embedded model has {len(texts)} held-out prompts, got {count}: use --prompt-file"
+        )
+    return texts[:count]
+
+
+def parse_candidates(specs: Sequence[str] | None) -> list[Candidate]:
+    """Methods as given, ``name`` or ``name:field=value,...``; all of them for None.
+
+    Raises:
+        ValueError: on a field without value, or a method given twice.
+    """
+    import dit_sparse
+    from dit_sparse.report.comparison import Candidate
+
+    found: dict[str, Candidate] = {}
+    for spec in specs or dit_sparse.list_methods():
+        if spec in found:
+            raise ValueError(f"--method gives {spec} twice")
+        name, _, settings = spec.partition(":")
+        found[spec] = Candidate(spec, name, _fields(settings))
+    return list(found.values())
+
+
+def load(options: GenerateOptions, prompts: Sequence[str], dense_steps: Any) -> tuple[Any, Setup]:
+    """The pipeline, and what all rows share.
+
+    Raises:
+        ValueError: as :func:`dit_sparse.cli.session.load`, or where the model's steps are not known.
+    """
+    from dit_sparse.cli import session
+    from dit_sparse.report.comparison_schema import Setup
+    from dit_sparse.report.environment import describe_device, describe_model
+
+    pipe = session.load(options)
+    call: Mapping[str, Any] = session.pipeline_call(pipe, options)
+    if "num_inference_steps" not in call:
+        raise ValueError(f"{options.model} has no default number of steps here: give --steps")
+    return pipe, Setup(
+        model=options.model,
+        config_sha256=describe_model(pipe, options.model).config_sha256,
+        dtype=str(pipe.transformer.dtype).removeprefix("torch."),
+        device=describe_device(pipe.device),
+        prompts=list(prompts),
+        call={key: value for key, value in call.items() if key != "prompt"},
+        dense_steps=dense_steps,
+    )
+
+
+def _fields(settings: str) -> dict[str, Any]:
+    from dit_sparse.cli.options import parse_settings
+
+    # A comma parts fields only where a field follows: dense_layers=0-1,47 is one.
+    parts: Iterable[str] = re.split(r",(?=[\w-]+=)", settings) if settings else ()
+    return parse_settings(parts)

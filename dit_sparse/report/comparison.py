@@ -1,0 +1,249 @@
+"""Methods by densities against dense attention on the same prompts, seeds and guard: run, keep, resume.
+
+Every row is written as soon as it is measured; a row that the file holds already is not measured again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dit_sparse.adapters.attach import transformers_of
+from dit_sparse.adapters.base import find_adapter
+from dit_sparse.methods import ModelInfo, make_method
+from dit_sparse.report.atomic import write_text
+from dit_sparse.report.capture import CapturedCall, capture_calls, figures_by_layer
+from dit_sparse.report.compare import Observer
+from dit_sparse.report.comparison_schema import Comparison, LayerFigures, Row, Setup
+from dit_sparse.report.environment import package_versions
+from dit_sparse.report.floor import dense_method
+from dit_sparse.report.generation import Run, timed_run
+from dit_sparse.report.measure import compare_frames
+
+IDENTICAL_DB = 100.0
+"""PSNR that an identical frame counts as in a mean over frames."""
+DENSE = "dense"
+FLOORS = ("dense, own kernel", "dense, SDPA math")
+"""Labels of dense against dense: this package's kernel with every block kept, and SDPA's definition."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method to compare: what it is called in the table, its name, and fields beside the shared ones."""
+
+    label: str
+    method: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Bench:
+    """Runs the rows of one comparison on one pipeline and keeps them in a file.
+
+    Args:
+        pipe: a diffusers pipeline.
+        setup: what all rows share.
+        path: of the JSON file; if it is there, its rows are taken over.
+        lpips_weights: see :func:`~dit_sparse.report.measure.compare_frames`.
+        observer: told (row, prompt, prompts) for a progress bar.
+        command: the command line, for the file.
+
+    Raises:
+        ValueError: if the file is of another setup or cannot be read.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        setup: Setup,
+        path: Path,
+        *,
+        lpips_weights: Path | None = None,
+        observer: Observer | None = None,
+        command: str | None = None,
+    ) -> None:
+        import dit_sparse  # noqa: F401  adds enable_sparse_attention to pipelines
+
+        self.pipe, self.path, self.lpips_weights = pipe, path, lpips_weights
+        self.tell = observer or (lambda *_: None)
+        self.comparison = load_or_begin(path, setup, command)
+        self._dense: list[Run] | None = None
+        self._calls: list[CapturedCall] | None = None
+
+    def run(
+        self,
+        candidates: Sequence[Candidate],
+        densities: Sequence[float],
+        *,
+        floor: bool = True,
+        layers: bool = False,
+    ) -> Comparison:
+        """Measure what the file does not hold yet.
+
+        Args:
+            candidates, densities: every method at every density.
+            floor: also dense against dense.
+            layers: also output error and recall by layer, on captured calls of the first prompt.
+
+        Raises:
+            ValueError: on a method, field or density that is wrong: before anything is run.
+        """
+        for candidate in candidates:
+            for density in densities:
+                self.pipe.enable_sparse_attention(candidate.method, **self._fields(candidate, density))
+                self.pipe.disable_sparse_attention()
+        if floor:
+            for label in FLOORS:
+                if self.comparison.find("floor", label, None) is None:
+                    self._keep(self._floor(label))
+        for density in densities:
+            for candidate in candidates:
+                row = self.comparison.find("method", candidate.label, density)
+                if row is None:
+                    row = self._measured(candidate, density)
+                    self._keep(row)
+                if layers and row.layers is None:
+                    row.layers = self._layer_figures(candidate, density)
+                    self._save()
+        return self.comparison
+
+    def _fields(self, candidate: Candidate, density: float) -> dict[str, Any]:
+        """The fields of every method: one guard, and no sequence too short to be sparse."""
+        setup = self.comparison.setup
+        shared = {"dense_steps": setup.dense_steps, "dense_layers": setup.dense_layers, "min_tokens": 0}
+        return {"density": density, **shared, **candidate.fields}
+
+    def _measured(self, candidate: Candidate, density: float) -> Row:
+        self._dense_runs()
+        handle = self.pipe.enable_sparse_attention(candidate.method, **self._fields(candidate, density))
+        try:
+            runs = self._generate(f"{candidate.label} {density:g}", handle)
+        finally:
+            self.pipe.disable_sparse_attention()
+        return self._row("method", candidate.label, density, runs)
+
+    def _floor(self, label: str) -> Row:
+        self._dense_runs()
+        if label == FLOORS[0]:
+            handle = self.pipe.enable_sparse_attention(dense_method())
+            try:
+                runs = self._generate(label, handle)
+            finally:
+                self.pipe.disable_sparse_attention()
+        else:
+            with sdpa_kernel(SDPBackend.MATH):
+                runs = self._generate(label)
+        return self._row("floor", label, None, runs)
+
+    def _dense_runs(self) -> list[Run]:
+        """What everything is compared with; made anew by every process that has something to measure."""
+        if self._dense is None:
+            # Kernels are tuned and memory is claimed at the first use.
+            self._generate("warm-up", prompts=self.comparison.setup.prompts[:1])
+            self._dense = self._generate(DENSE)
+            if self.comparison.find("dense", DENSE, None) is None:
+                self._keep(self._row("dense", DENSE, None, self._dense))
+        return self._dense
+
+    def _generate(self, name: str, handle: Any = None, prompts: Sequence[str] | None = None) -> list[Run]:
+        """One run per prompt, prompt i from seed i."""
+        setup, runs = self.comparison.setup, []
+        prompts = setup.prompts if prompts is None else prompts
+        for seed, prompt in enumerate(prompts):
+            self.tell(name, seed, len(prompts))
+            call = {"prompt": prompt, **setup.call}
+            runs.append(timed_run(self.pipe, call, seed=seed, handle=handle, measure_parts=True))
+        self.tell(name, len(runs), len(prompts))
+        return runs
+
+    def _row(self, kind: Any, label: str, density: float | None, runs: list[Run]) -> Row:
+        stats = [run.stats for run in runs if run.stats is not None]
+        attention = [run.attention_s for run in runs if run.attention_s is not None]
+        sparse = [s.density_sparse_sites for s in stats if s.density_sparse_sites is not None]
+        return Row(
+            kind=kind,
+            label=label,
+            density=density,
+            density_total=[s.density_total for s in stats] or [1.0] * len(runs),
+            density_sparse=sparse or None,
+            denoise_s=[run.denoise_s for run in runs],
+            attention_s=attention if len(attention) == len(runs) else None,
+            kernel=runs[0].kernel,
+            fallbacks=list(stats[0].fallbacks) if stats else [],
+            **({} if kind == "dense" else self._metrics(runs)),
+        )
+
+    def _metrics(self, runs: list[Run]) -> dict[str, Any]:
+        """PSNR, SSIM and LPIPS of every run against the dense one of its prompt."""
+        psnr, ssim, lpips = [], [], []
+        for dense, run in zip(self._dense_runs(), runs, strict=True):
+            frames = compare_frames(dense.frames, run.frames, self.lpips_weights).per_frame
+            assert frames is not None
+            capped = [IDENTICAL_DB if value is None else min(value, IDENTICAL_DB) for value in frames.psnr]
+            psnr.append(_mean(capped))
+            ssim.append(_mean(frames.ssim))
+            if frames.lpips is not None:
+                lpips.append(_mean(frames.lpips))
+        return {"psnr": psnr, "ssim": ssim, "lpips": lpips or None}
+
+    def _layer_figures(self, candidate: Candidate, density: float) -> LayerFigures:
+        """Two successive steps of the first prompt: the earlier is learnt from, the later measured."""
+        setup = self.comparison.setup
+        if self._calls is None:
+            middle = max(1, setup.call["num_inference_steps"] // 2)
+            self.tell("captured calls", 0, None)
+            call = {"prompt": setup.prompts[0], **setup.call}
+            self._calls = capture_calls(self.pipe, call, seed=0, steps=(middle - 1, middle))
+        first = self._calls[0]
+        adapter = find_adapter(next(iter(transformers_of(self.pipe).values())))
+        model = ModelInfo(adapter.family, first.num_layers, first.q.shape[-1])
+        method = make_method(candidate.method, **self._fields(candidate, density)).build(model)
+        figures = figures_by_layer(method, self._calls)
+        return LayerFigures(
+            step=self._calls[-1].site.step,
+            error=[figure.error for figure in figures],
+            recall=[figure.recall for figure in figures],
+            density=[figure.density for figure in figures],
+        )
+
+    def _keep(self, row: Row) -> None:
+        self.comparison.rows.append(row)
+        self._save()
+
+    def _save(self) -> None:
+        write_text(self.path, self.comparison.model_dump_json(indent=1) + "\n")
+
+
+def load_or_begin(path: Path, setup: Setup, command: str | None) -> Comparison:
+    """The comparison that ``path`` holds, or a new one.
+
+    Raises:
+        ValueError: if the file is no comparison, or one of another setup.
+    """
+    if not path.exists():
+        return Comparison(command=command, setup=setup, versions=package_versions())
+    try:
+        comparison = Comparison.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no comparison of this version: give another --output") from error
+    for name in Setup.model_fields:
+        theirs, ours = getattr(comparison.setup, name), getattr(setup, name)
+        if theirs != ours:
+            raise ValueError(
+                f"{path} holds rows of another setup, {name} = {_short(theirs)} instead of {_short(ours)}: "
+                "give another --output, or the same setup to go on"
+            )
+    comparison.command = command
+    return comparison
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

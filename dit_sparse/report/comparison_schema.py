@@ -1,0 +1,73 @@
+"""The models of ``comparison.json``: methods by densities on the same prompts, one value per prompt.
+
+Means, intervals and paired differences are taken when a table is made, never stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from dit_sparse.report.schema import Device, _Model
+
+COMPARISON_VERSION = "1.0"
+
+
+class Setup(_Model):
+    """What all rows of a comparison share; rows of another setup are never added to it."""
+
+    model: str = Field(description="as given")
+    config_sha256: str = Field(description="of the model's parts, see report.json")
+    dtype: str = Field(description="of the transformer")
+    device: Device
+    prompts: list[str] = Field(min_length=1, description="prompt i starts from the noise of seed i")
+    call: dict[str, Any] = Field(description="keyword arguments of the pipeline, without prompt and seed")
+    dense_steps: int | float | list[int] = Field(description="the guard of every method that names no other")
+    dense_layers: list[int] = Field(default_factory=list)
+
+
+class LayerFigures(_Model):
+    """What a method makes of captured calls of the first prompt, by layer; see ``report/capture.py``."""
+
+    step: int = Field(description="denoising step of the calls, from 0")
+    error: list[float] = Field(description="||sparse - dense|| / ||dense|| of the output")
+    recall: list[float] = Field(description="softmax mass computed exactly, in [0, 1]")
+    density: list[float]
+
+
+class Row(_Model):
+    """One method at one density; lists have one value per prompt."""
+
+    kind: Literal["dense", "floor", "method"]
+    label: str = Field(description="the method as given, e.g. svg2:score=mean_key")
+    density: float | None = Field(default=None, description="as asked for; null for dense rows")
+    density_total: list[float] = Field(description="over all attention calls, the dense guard included")
+    density_sparse: list[float] | None = Field(default=None, description="over the calls that ran sparse")
+    psnr: list[float] | None = Field(default=None, description="dB, mean over frames, 100 for identical ones")
+    ssim: list[float] | None = None
+    lpips: list[float] | None = Field(default=None, description="null where its weights cannot be had")
+    denoise_s: list[float]
+    attention_s: list[float] | None = Field(default=None, description="null where it cannot be told apart")
+    kernel: str = Field(description="of the sparse calls")
+    fallbacks: list[str] = Field(default_factory=list, description="unplanned dense attention, with reasons")
+    layers: LayerFigures | None = None
+
+    @property
+    def key(self) -> tuple[str, str, float | None]:
+        """What tells rows apart."""
+        return self.kind, self.label, self.density
+
+
+class Comparison(_Model):
+    """The whole of ``comparison.json``."""
+
+    schema_version: str = COMPARISON_VERSION
+    command: str | None = None
+    setup: Setup
+    versions: dict[str, str | None]
+    rows: list[Row] = Field(default_factory=list)
+
+    def find(self, kind: str, label: str, density: float | None) -> Row | None:
+        """The row of this key, or None."""
+        return next((row for row in self.rows if row.key == (kind, label, density)), None)
