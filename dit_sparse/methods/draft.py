@@ -10,6 +10,7 @@ from dit_sparse.methods.base import ComposedConfig, ModelInfo, register_method
 from dit_sparse.orderings import Tiles
 from dit_sparse.schedule import DenseSteps
 from dit_sparse.selectors import TopK
+from dit_sparse.selectors.model_budget import ModelScope
 from dit_sparse.selectors.scores import Score
 
 
@@ -29,6 +30,7 @@ class Draft(ComposedConfig):
         patch: patch height and width in tokens; their product should be the block size (8x16 = 128). None
             takes 8x16 for 128-token blocks, 8x8 for 64, 8x4 for 32.
         score: "pooled" as in the paper, or "mean_key": every query against the mean keys.
+        scope: "head", one budget per head as in the paper; "row", "layer" or "model".
 
     The dense guard is the paper's: the first 25% of the steps.
     """
@@ -38,11 +40,12 @@ class Draft(ComposedConfig):
 
     patch: tuple[int, int] | None = None
     score: Score = "pooled"
+    scope: ModelScope = "head"
     dense_steps: DenseSteps | None = 0.25
 
     def build(self, model: ModelInfo) -> SparseMethod:
         """Compose patch tiles and a top-k over the whole map of each head."""
         return self.compose(
-            TopK(self.target_density, "head", self.score),
+            TopK(self.target_density, self.scope, self.score),
             Tiles(None if self.patch is None else (1, *self.patch)),
         )

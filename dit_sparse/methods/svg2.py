@@ -10,6 +10,7 @@ from dit_sparse.methods.base import ComposedConfig, ModelInfo, register_method
 from dit_sparse.orderings import SemanticClusters
 from dit_sparse.schedule import DenseLayers, DenseSteps
 from dit_sparse.selectors import ClusterTopP, Selector, TopP
+from dit_sparse.selectors.model_budget import ModelScope
 from dit_sparse.selectors.scores import Score
 
 Q_CLUSTERS = {"hunyuan_video": 400}
@@ -40,6 +41,7 @@ class SVG2(ComposedConfig):
         first_iterations, iterations: Lloyd iterations without and with carried centroids.
         score: "centroid" as in the paper, "pooled" over the fixed blocks, or "mean_key": every query against
             the mean keys of the fixed blocks. Clusters are always scored by centroid.
+        scope: what shares a ``density`` of fixed blocks: "layer", "model", "head" or "row".
         execution: "fixed" or "clusters".
 
     The dense guard is the paper's: the first 20% of the steps, 10% for HunyuanVideo, and 3% of the layers.
@@ -56,6 +58,7 @@ class SVG2(ComposedConfig):
     first_iterations: int = 50
     iterations: int = 2
     score: Score = "centroid"
+    scope: ModelScope = "layer"
     execution: Literal["fixed", "clusters"] = "fixed"
     dense_steps: DenseSteps | None = None
     dense_layers: DenseLayers | float = 0.03
@@ -63,15 +66,16 @@ class SVG2(ComposedConfig):
     def __post_init__(self) -> None:
         if self.execution not in ("fixed", "clusters"):
             raise ValueError(f"execution must be 'fixed' or 'clusters', got {self.execution!r}")
-        if self.execution == "clusters" and (self.score, self.precision) != ("centroid", "native"):
+        asked = (self.score, self.scope, self.precision)
+        if self.execution == "clusters" and asked != ("centroid", "layer", "native"):
             raise ValueError(
-                "execution='clusters' scores by centroid and runs in native precision, got "
-                f"score={self.score!r} and precision={self.precision!r}: use execution='fixed'"
+                "execution='clusters' needs score='centroid', scope='layer' and precision='native', got "
+                f"{asked}: use execution='fixed'"
             )
 
     def build(self, model: ModelInfo) -> SparseMethod:
         """Compose semantic ordering and top-p."""
-        selector: Selector = TopP(self.top_p, self.density, self.min_kc_ratio, self.score)
+        selector: Selector = TopP(self.top_p, self.density, self.min_kc_ratio, self.score, self.scope)
         if self.execution == "clusters":
             selector = ClusterTopP(self.top_p, self.density, self.min_kc_ratio)
         return self.compose(

@@ -12,7 +12,7 @@ from dit_sparse.orderings import OrderingName, ordering_named
 from dit_sparse.schedule import DenseLayers, DenseSteps
 from dit_sparse.selectors import ClusterErrorAware, ErrorAware, Selector
 from dit_sparse.selectors.error_aware import Estimate
-from dit_sparse.selectors.spend import Scope
+from dit_sparse.selectors.model_budget import ModelScope
 
 
 @register_method
@@ -34,7 +34,7 @@ class SVGEAR(ComposedConfig):
         density: fraction of blocks (of query-key pairs for clusters) to compute, in (0, 1].
         estimate: "centroid" as in the paper, or "moments".
         ordering: "clusters" as in the paper, "raster", "patches" or "cubes".
-        scope: "layer" spends one budget over all heads, "head" and "row" equally.
+        scope: what shares the budget: "layer", "model", "head" or "row".
         execution: "fixed" or "clusters".
     """
 
@@ -43,7 +43,7 @@ class SVGEAR(ComposedConfig):
 
     estimate: Estimate = "centroid"
     ordering: OrderingName = "clusters"
-    scope: Scope = "layer"
+    scope: ModelScope = "layer"
     execution: Literal["fixed", "clusters"] = "fixed"
     correction: str = "pooled"
     dense_steps: DenseSteps | None = None

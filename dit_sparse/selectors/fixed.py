@@ -103,13 +103,13 @@ class Window:
             q_low[..., :, None, :] - k_high[..., None, :, :], k_low[..., None, :, :] - q_high[..., :, None, :]
         )
         grid = given.context.layout.grid
-        half = gap.new_tensor(self._widths(grid)) / 2
-        distance = (gap.clamp(min=0) / half).amax(dim=-1)
+        widths = self._widths(grid)
+        distance = _in_half_widths(gap.clamp(min=0), widths).amax(dim=-1)
         if self.density is None:
             return distance
         # Equal gaps are common on a grid: the distance of the centres breaks the tie, below one grid step.
         centre = (q_low + q_high)[..., :, None, :] - (k_low + k_high)[..., None, :, :]
-        return distance + 1e-3 * (centre.abs() / half).sum(dim=-1) / (1 + sum(grid))
+        return distance + 1e-3 * _in_half_widths(centre.abs(), widths).sum(dim=-1) / (1 + sum(grid))
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,11 @@ class Static:
                 f"this call needs {given.shape} with blocks {size}"
             )
         return mask.to(given.q.device).expand(given.shape) | given.forced
+
+
+def _in_half_widths(gap: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Gaps along the axes ``[..., 3]`` in units of half the window."""
+    return torch.stack([gap[..., axis] / (width / 2) for axis, width in enumerate(widths)], dim=-1)
 
 
 def _bounding_boxes(

@@ -71,7 +71,7 @@ class SimilarityGuarded:
     def _limit(self, likeness: Tensor) -> Tensor:
         """Similarity below which a block is guarded, ``[B, H or 1, 1, 1]``, from that of all pairs."""
         if self.density is None:
-            return likeness.new_tensor(self.similarity).view(1, 1, 1, 1)
+            return torch.full((1, 1, 1, 1), self.similarity, device=likeness.device)
         dims = 3 if self.scope == "layer" else 2
         pairs = likeness.flatten(-dims)
         share = max(1, round(GUARD_SHARE * self.density * pairs.shape[-1]))

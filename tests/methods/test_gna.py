@@ -34,7 +34,7 @@ def neighbourhood(grid, window, stride=(1, 1, 1), dilation=(1, 1, 1)):
     return rule
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     GRID,
     st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 7)),

@@ -98,9 +98,9 @@ def test_plans_are_shared_between_steps_when_asked_to():
 def test_what_clusters_cannot_do_is_refused():
     with pytest.raises(ValueError, match="execution must be 'fixed' or 'clusters', got 'quick'"):
         built("svg2", execution="quick")
-    with pytest.raises(ValueError, match="score='mean_key'.*execution='fixed'"):
+    with pytest.raises(ValueError, match="needs score='centroid'.*'mean_key'.*execution='fixed'"):
         built("svg2", execution="clusters", score="mean_key")
-    with pytest.raises(ValueError, match="precision='int8'"):
+    with pytest.raises(ValueError, match="precision='native'.*'int8'"):
         built("svg2", execution="clusters", precision="int8")
     method = replace(built("svg2", execution="clusters"), ordering=Raster())
     with pytest.raises(ValueError, match=r"SemanticClusters\(\)"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pattern_problems import built, forced_of, layout_of, mask_of, planned, random_qkv
 
@@ -19,6 +19,7 @@ def cells_of(plan, layout, parts):
     return torch.stack([t // size[0], h // size[1], w // size[2]], dim=-1)
 
 
+@settings(max_examples=20)
 @given(st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9)), st.integers(0, 8))
 def test_the_partition_cycles_and_cells_are_runs(grid, layer):
     layout = layout_of(grid)

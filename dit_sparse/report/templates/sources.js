@@ -34,25 +34,29 @@ const videoSource = (media, show, changed) => {
   Object.assign(video, { muted: true, loop: true, playsInline: true, preload: "auto", className: "source" });
   video.setAttribute("aria-hidden", "true");
   video.tabIndex = -1;
-  let wanted = null;
+  let wanted = null, pictured = -1, late = 0; // the frame sought, the one the browser presented last, a timer
   const clamp = (frame) => Math.min(media.frames - 1, Math.max(0, frame));
   const draw = (frame) => show(clamp(frame), video, 0, 0);
   const go = () => { video.currentTime = (wanted + 0.5) / media.fps; };
   const exact = "requestVideoFrameCallback" in video;
+  const arrive = () => { clearTimeout(late); const frame = wanted; wanted = null; draw(frame); };
   const presented = (_, details) => {
-    if (!video.seeking) draw(Math.round(details.mediaTime * media.fps));
+    pictured = clamp(Math.round(details.mediaTime * media.fps));
+    if (!video.seeking && wanted === pictured) arrive();
+    else if (!video.seeking && wanted === null) draw(pictured);
     video.requestVideoFrameCallback(presented);
   };
   const poll = () => {
     if (!video.paused && !video.seeking) draw(Math.floor(video.currentTime * media.fps + 1e-3));
     requestAnimationFrame(poll);
   };
+  // The end of a seek does not mean that the new picture is there to be drawn: that is said by `presented`.
   video.addEventListener("seeked", () => {
     if (wanted === null) return;
-    const reached = Math.floor(video.currentTime * media.fps);
-    if (reached !== wanted) { go(); return; }
-    wanted = null;
-    draw(reached);
+    if (Math.floor(video.currentTime * media.fps) !== wanted) { go(); return; }
+    clearTimeout(late);
+    if (!exact || pictured === wanted) arrive();
+    else late = setTimeout(() => { if (wanted !== null && !video.seeking) arrive(); }, 1000); // a hidden page presents nothing
   });
   video.addEventListener("play", changed);
   video.addEventListener("pause", changed);
