@@ -146,11 +146,17 @@ def mean_key_mass(
 
 @torch.no_grad()
 def block_mass(
-    q: Tensor, k: Tensor, lse: Tensor, block_size: tuple[int, int], scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    block_size: tuple[int, int],
+    scale: float | None = None,
+    *,
+    impl: str = "auto",
 ) -> Tensor:
     """Exact share of the softmax in every block, averaged over the rows of the query block.
 
-    Streams over query blocks: memory stays near ``CHUNK_BYTES``, whatever N.
+    Streams: beside the result the reference takes about ``CHUNK_BYTES``, whatever N, and Triton nothing.
 
     Args:
         q: ``[B, Nq, H, D]``.
@@ -159,6 +165,7 @@ def block_mass(
             result sum to 1. Rows with lse = -inf count as zero mass.
         block_size: (query, key) block in tokens.
         scale: factor on the logits; 1 / sqrt(D) when None.
+        impl: "auto" (Triton on a GPU, for head sizes up to 128), "triton" or "reference".
 
     Returns:
         float32 ``[B, H, nQ, nK]``.
@@ -171,6 +178,10 @@ def block_mass(
     block_q, block_k = block_size
     num_keys = k.shape[1]
     scale = resolve_scale(scale, dim)
+    if use_triton(q, impl, products=True):
+        from dit_sparse.kernels import triton_mass
+
+        return triton_mass.block_mass(q, k, lse, block_size, scale=scale)
     mass = torch.empty(
         batch, heads, ceil_div(num_queries, block_q), ceil_div(num_keys, block_k), device=q.device
     )

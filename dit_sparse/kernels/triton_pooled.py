@@ -99,7 +99,7 @@ def _bias_kernel(indices, counts, bias, last_bias, num_blocks, mean_rows, stride
 
 
 @triton.jit
-def _locate(heads, num_queries, BLOCK_Q: tl.constexpr, TILES: tl.constexpr, TILE_M: tl.constexpr):
+def locate(heads, num_queries, BLOCK_Q: tl.constexpr, TILES: tl.constexpr, TILE_M: tl.constexpr):
     """(tile, query block, head, batch) of this program, its rows, and which of them exist.
 
     Tiles never straddle query blocks: all rows of a program share one row of the block map.
@@ -112,7 +112,7 @@ def _locate(heads, num_queries, BLOCK_Q: tl.constexpr, TILES: tl.constexpr, TILE
 
 
 @triton.jit
-def _load_queries(q, b, h, offs_m, live, offs_d, stride_qb, stride_qn, stride_qh,
+def load_queries(q, b, h, offs_m, live, offs_d, stride_qb, stride_qn, stride_qh,
                   D: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
     """``[TILE_M, D_PAD]``; zeros where there is no row or no column."""
     pointers = q + b * stride_qb + h * stride_qh + offs_m.to(tl.int64)[:, None] * stride_qn + offs_d[None, :]
@@ -159,9 +159,9 @@ def _compensation_kernel(q, keys, values, bias, first, lse, out, scale_log2, blo
     With MERGE, ``first`` and ``lse`` are the sparse output and its log-sum-exp, and ``out`` gets the union.
     Without, ``out`` and ``lse`` get the attention to the means alone.
     """
-    _tile, block, h, b, offs_m, live = _locate(heads, num_queries, BLOCK_Q, TILES, TILE_M)
+    _tile, block, h, b, offs_m, live = locate(heads, num_queries, BLOCK_Q, TILES, TILE_M)
     offs_d = tl.arange(0, D_PAD)
-    q_tile = _load_queries(q, b, h, offs_m, live, offs_d, stride_qb, stride_qn, stride_qh, D, WIDEN)
+    q_tile = load_queries(q, b, h, offs_m, live, offs_d, stride_qb, stride_qn, stride_qh, D, WIDEN)
     mean_rows = mean_tiles * TILE_N
     head = b * heads + h
     keys += head * mean_rows * D_PAD
@@ -241,10 +241,10 @@ def _mass_kernel(q, keys, mass, scale_log2, last_bias, num_queries, num_blocks, 
                  PRECISION: tl.constexpr):  # fmt: skip
     """Grid (query tiles x heads, batch): what the rows of one tile add to the mean share of their query
     block."""
-    tile, block, h, b, offs_m, live = _locate(heads, num_queries, BLOCK_Q, TILES, TILE_M)
+    tile, block, h, b, offs_m, live = locate(heads, num_queries, BLOCK_Q, TILES, TILE_M)
     offs_n = tl.arange(0, TILE_N)
     offs_d = tl.arange(0, D_PAD)
-    q_tile = _load_queries(q, b, h, offs_m, live, offs_d, stride_qb, stride_qn, stride_qh, D, WIDEN)
+    q_tile = load_queries(q, b, h, offs_m, live, offs_d, stride_qb, stride_qn, stride_qh, D, WIDEN)
     head = b * heads + h
     keys += head * tl.cdiv(num_blocks, TILE_N) * TILE_N * D_PAD
     mass += (head * tiles_total + tile) * num_blocks
@@ -312,7 +312,7 @@ _MASS_TILES: dict[tuple[str, int, int], tuple[int, int, int, int]] = {
 }
 
 
-def _config(
+def fitted_config(
     table: dict[tuple[str, int, int], tuple[int, int, int, int]], q: Tensor, block_q: int
 ) -> TileConfig:
     """The table's entry, made smaller where a query block has fewer rows."""
@@ -325,15 +325,15 @@ def _config(
 
 def compensation_config(q: Tensor, block_q: int) -> TileConfig:
     """Tiles of :func:`attend` when none are given: a table look-up, nothing is timed."""
-    return _config(_COMPENSATION_TILES, q, block_q)
+    return fitted_config(_COMPENSATION_TILES, q, block_q)
 
 
 def mass_config(q: Tensor, block_q: int) -> TileConfig:
     """Tiles of :func:`mass` when none are given: a table look-up, nothing is timed."""
-    return _config(_MASS_TILES, q, block_q)
+    return fitted_config(_MASS_TILES, q, block_q)
 
 
-def _widen(x: Tensor) -> bool:
+def widen(x: Tensor) -> bool:
     """Triton's interpreter multiplies the bit patterns of bfloat16, so it gets exact float32 copies."""
     return x.dtype == torch.bfloat16 and not x.is_cuda
 
@@ -364,7 +364,7 @@ def _padded_means(x: Tensor, block_size: int, tile_n: int) -> Tensor:
     batch, tokens, heads, dim = x.shape
     rows = ceil_div(ceil_div(tokens, block_size), tile_n) * tile_n
     shape = (batch, heads, rows, max(MIN_TILE, triton.next_power_of_2(dim)))
-    if _widen(x):  # the interpreter would truncate where a GPU rounds
+    if widen(x):  # the interpreter would truncate where a GPU rounds
         return _pool(x, block_size, torch.empty(shape, device=x.device)).to(x.dtype)
     return _pool(x, block_size, torch.empty(shape, dtype=x.dtype, device=x.device))
 
@@ -437,7 +437,7 @@ def attend(
             *q.stride()[:3], *(out if sparse is None else sparse).stride()[:3], *out.stride()[:3],
             *lse.stride()[:2],
             D=dim, D_PAD=keys.shape[-1], BLOCK_Q=block_q, TILES=tiles, TILE_M=config.tile_m,
-            TILE_N=config.tile_n, MERGE=merge, WIDEN=_widen(q), PRECISION=float32_products(q),
+            TILE_N=config.tile_n, MERGE=merge, WIDEN=widen(q), PRECISION=float32_products(q),
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
     return out, lse
@@ -464,7 +464,7 @@ def mass(
             q, keys, shares, scale_log2, _last_log2(k.shape[1], block_k) / scale_log2,
             num_queries, num_blocks, query_blocks * tiles, heads, *q.stride()[:3],
             D=dim, D_PAD=keys.shape[-1], BLOCK_Q=block_q, TILES=tiles, TILE_M=config.tile_m,
-            TILE_N=config.tile_n, WIDEN=_widen(q), PRECISION=float32_products(q),
+            TILE_N=config.tile_n, WIDEN=widen(q), PRECISION=float32_products(q),
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
     return shares if tiles == 1 else shares.unflatten(2, (query_blocks, tiles)).sum(dim=3)

@@ -79,3 +79,19 @@ def rounding_bound(q: Tensor, k: Tensor, block: int, scale: float) -> float:
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Root mean square difference over root mean square."""
     return ((actual.double() - expected).square().mean() / expected.square().mean()).sqrt().item()
+
+
+def block_mass64(q: Tensor, k: Tensor, lse: Tensor, block: tuple[int, int], scale: float) -> Tensor:
+    """Mean over the query block's rows of the sum over the key block of exp(logit - lse), ``[B, H, nQ, nK]``;
+    rows with lse = -inf have none. Head by head, a query block at a time."""
+    keys = k.double().transpose(1, 2)
+    rows = []
+    for start in range(0, q.shape[1], block[0]):
+        some = slice(start, start + block[0])
+        logits = q[:, some].double().transpose(1, 2) @ keys.transpose(-1, -2) * scale
+        known = lse[:, :, some].double()
+        shares = (logits - known[..., None]).exp().masked_fill(torch.isneginf(known)[..., None], 0.0)
+        rows.append(
+            torch.stack([part.sum(dim=-1).mean(dim=-1) for part in shares.split(block[1], dim=-1)], -1)
+        )
+    return torch.stack(rows, dim=2)
