@@ -7,57 +7,56 @@ are medians over CUDA events, warm-up excluded, on random data, with the L2 cach
 from __future__ import annotations
 
 import importlib.metadata
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dit_sparse.kernels.dispatch import Request, resolve_backend
-from dit_sparse.layout import BlockMap, ceil_div
+from dit_sparse.layout import BlockMap
+from dit_sparse.profiler.timing import (
+    BLOCK,
+    Timer,
+    dense_baselines,
+    median_ms,
+    random_map,
+    random_qkv,
+    refusal,
+)
+
+__all__ = [
+    "BENCHMARKS",
+    "BLOCK",
+    "DENSITIES",
+    "GROUPS",
+    "Row",
+    "SHAPES",
+    "Settings",
+    "Timer",
+    "attention_flops",
+    "benchmark",
+    "dense_baselines",
+    "environment",
+    "error_note",
+    "fastest",
+    "measure",
+    "measure_dense",
+    "median_ms",
+    "print_table",
+    "random_map",
+    "random_qkv",
+    "refusal",
+]
 
 Row = dict[str, object]
-Timer = Callable[[Callable[[], object], float], float]
-"""``(run, budget in ms) -> median ms``, like :func:`median_ms`."""
 
 DENSITIES = (1.0, 0.5, 0.25, 0.1)
-BLOCK = (128, 128)
 SHAPES = {
     "Wan-1.3B 480p": (32_760, 12, 128),
     "Wan-14B 720p, 8 of 40 heads": (75_600, 8, 128),
     "CogVideoX 480p, 8 of 48 heads": (17_776, 8, 64),
 }
 """(tokens, heads, head size)"""
-FLUSH_BYTES = 256 * 2**20
-"""More than any L2 cache holds."""
-
-
-def median_ms(run: Callable[[], object], budget_ms: float) -> float:
-    """Median milliseconds of ``run`` by CUDA events: two warm-up calls, then 5 to 100 timed ones within the
-    budget.
-
-    A 256 MB buffer is cleared before every call, so that no call finds its data in the L2 cache.
-    """
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    run()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    estimate_ms = max((time.perf_counter() - started) * 1e3, 0.02)
-    times = []
-    for _ in range(max(5, min(100, int(budget_ms / estimate_ms)))):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()
-        start.record()
-        run()
-        end.record()
-        times.append((start, end))
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in times)
 
 
 @dataclass(frozen=True)
@@ -119,62 +118,12 @@ def benchmark(name: str, default: bool = True, group: str | None = "kernels") ->
     return register
 
 
-def random_map(tokens: int, heads: int, density: float, device: str = "cuda") -> BlockMap:
-    """A block map whose rows all keep the same number of blocks, chosen at random per head and row."""
-    blocks = ceil_div(tokens, BLOCK[0])
-    if density == 1:
-        return BlockMap.full(1, heads, tokens, tokens, BLOCK, torch.device(device))
-    scores = torch.rand(1, heads, blocks, blocks, device=device)
-    kept = scores.topk(max(1, round(density * blocks)), dim=-1).indices
-    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)
-    return BlockMap.from_mask(mask, tokens, tokens, BLOCK)
-
-
 def attention_flops(block_map: BlockMap, dim: int) -> float:
     """4 D for each kept (query, key) pair; ragged blocks by the tokens they have."""
     mask = block_map.to_mask()
     starts = torch.arange(0, block_map.num_keys, BLOCK[1], device=mask.device)
     lengths = (block_map.num_keys - starts).clamp(max=BLOCK[1]).double()
     return 4 * dim * (lengths @ mask.double() @ lengths).sum().item()
-
-
-def random_qkv(tokens: int, heads: int, dim: int, device: str = "cuda") -> list[Tensor]:
-    """Standard normal bfloat16 q, k, v ``[1, N, H, D]``."""
-    return [torch.randn(1, tokens, heads, dim, device=device, dtype=torch.bfloat16) for _ in range(3)]
-
-
-def refusal(impl: str, dim: int, device: str = "cuda", precision: str = "native") -> str | None:
-    """Why a sparse backend cannot run here, or None."""
-    request = Request(torch.device(device), torch.bfloat16, dim, BLOCK, by_name=True, precision=precision)
-    try:
-        resolve_backend(impl, request)
-    except ValueError as reason:
-        return str(reason)
-    return None
-
-
-def dense_baselines(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], object]]:
-    """The dense bf16 kernels of this machine, by name; on a CPU the one that it has."""
-    heads_first = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-
-    def sdpa(*backends: SDPBackend) -> Callable[[], object]:
-        def run() -> Tensor:
-            with sdpa_kernel(list(backends)):
-                return torch.nn.functional.scaled_dot_product_attention(*heads_first)
-
-        return run
-
-    if not q.is_cuda:
-        return {"dense CPU (SDPA)": sdpa(SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)}
-    runs = {
-        "dense cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION),
-        "dense flash (SDPA)": sdpa(SDPBackend.FLASH_ATTENTION),
-    }
-    if refusal("flash4", q.shape[-1]) is None:
-        from dit_sparse.kernels import flash4
-
-        runs["dense FA4"] = lambda: flash4.dense(q, k, v)
-    return runs
 
 
 def error_note(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Queries against mean keys: compensation of skipped blocks, mean-key mass, pooling."""
+"""Queries against mean keys: compensation of skipped blocks, mean-key mass, pooling; and the exact mass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from dit_sparse.kernels import block_sparse_attention, compensate, mean_key_mass, pool_blocks
+from dit_sparse.kernels import block_mass, block_sparse_attention, compensate, mean_key_mass, pool_blocks
 from dit_sparse.kernels.dispatch import use_triton
 from dit_sparse.layout import ceil_div
 from gpu_bench.harness import (
@@ -62,6 +62,10 @@ def pooled_rows(name: str, shape: tuple[int, int, int], settings: Settings) -> l
             row = base | {"kernel": f"{kernel} {impl}"}
             row |= {"density": density} if kernel == "compensate" else {}
             rows.append(measure(row, run, settings, flops))
+        if impl == "triton":  # the definition takes seconds at these lengths
+            run = partial(block_mass, q, k, lse, BLOCK, impl=impl)
+            products = 2.0 * tokens * tokens * dim * heads
+            rows.append(measure(base | {"kernel": f"block_mass {impl}"}, run, settings, products))
         elapsed = settings.time(partial(pool_blocks, k, BLOCK[1], impl=impl))
         read = k.numel() * k.element_size() / elapsed / 1e6
         rows.append(base | {"kernel": f"pool_blocks {impl}", "ms": round(elapsed, 3), "GB/s": round(read)})

@@ -6,7 +6,7 @@ import torch
 from tiny import FAMILIES, run
 
 import dit_sparse
-from dit_sparse.engine import sparse_attention
+from dit_sparse.engine import observed_attention, sparse_attention
 from dit_sparse.layout import Site, TokenLayout
 from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.state import LayerState
@@ -45,6 +45,9 @@ def test_pipelines(family, method):
 def attend(method, layout, x, state, step, impl="auto", **fields):
     built = make_method(method, **ALWAYS, **fields).build(ModelInfo("wan", 1, x[0].shape[-1]))
     context = built.context(layout, Site(0, step, 10), state, head_dim=x[0].shape[-1])
+    state.match(layout, x[0].shape[0], x[0].shape[2])
+    if any(part.wants(context) for part in built.observers):  # at the first step: learn, then use it
+        observed_attention(*x, method=built, context=context, impl=impl)
     return sparse_attention(*x, method=built, context=context, impl=impl)
 
 
