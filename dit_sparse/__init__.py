@@ -15,8 +15,10 @@ from dit_sparse import _install
 if TYPE_CHECKING:
     from dit_sparse.adapters import Adapter, register_adapter, supported_models
     from dit_sparse.api import Handle, disable_sparse_attention, enable_sparse_attention, sparse_attention
+    from dit_sparse.forecasting import forecast
     from dit_sparse.methods import SVG2, Draft, describe, list_methods
     from dit_sparse.stats import Stats
+    from dit_sparse.work import Rates
 
 __version__ = "0.1.0"
 
@@ -25,11 +27,13 @@ _HOMES = {
     "Adapter": "adapters",
     "Draft": "methods",
     "Handle": "api",
+    "Rates": "work",
     "SVG2": "methods",
     "Stats": "stats",
     "describe": "methods",
     "disable_sparse_attention": "api",
     "enable_sparse_attention": "api",
+    "forecast": "forecasting",
     "list_methods": "methods",
     "register_adapter": "adapters",
     "sparse_attention": "api",
@@ -42,10 +46,12 @@ __all__ = [
     "Adapter",
     "Draft",
     "Handle",
+    "Rates",
     "Stats",
     "describe",
     "disable_sparse_attention",
     "enable_sparse_attention",
+    "forecast",
     "list_methods",
     "register_adapter",
     "sparse_attention",

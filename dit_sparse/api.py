@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,11 +18,14 @@ from dit_sparse.adapters.fused import make_fusion
 from dit_sparse.adapters.steps import StepTracker
 from dit_sparse.engine import SparseMethod
 from dit_sparse.methods import MethodConfig, ModelInfo, make_method
-from dit_sparse.presets import load_preset
+from dit_sparse.methods.profiled import Profiled, make_profiled
+from dit_sparse.patterns import Profile, load_profile, model_facts
+from dit_sparse.presets import PATTERN_SUFFIX, find_profile, load_preset
 from dit_sparse.runtime import Runtime
 from dit_sparse.stats import Stats
 
 DEFAULT_METHOD = "svg2"
+ProfileLike = str | Path | Profile
 
 _HANDLES: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
 
@@ -37,6 +40,11 @@ class Handle:
         self._runtimes = runtimes
         self._attachments = attachments
         self.config = config
+
+    @property
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """What runs the calls, one per transformer; for measurements."""
+        return tuple(self._runtimes)
 
     @property
     def active(self) -> bool:
@@ -58,10 +66,11 @@ class Handle:
             lines += [
                 f"{attachment.name}: {method.name} on {layers} self-attention layers of "
                 f"{type(attachment.transformer).__name__}",
+                *self._profile_lines(attachment.name),
                 f"  ordering  {method.ordering}",
                 f"  selector  {method.selector}",
                 f"  schedule  {method.schedule}",
-                f"  blocks    {method.block_size}, precision {method.precision}",
+                f"  blocks    {method.block_size}, precision {', '.join(method.precisions)}",
                 *([f"  fusion    {attachment.fusion.summary()}"] if attachment.fusion else []),
                 f"  kernel    {_kernel_of(runtime, attachment.transformer)}",
             ]
@@ -79,6 +88,9 @@ class Handle:
             f"  kernels: {', '.join(stats.backends) or 'none'}; carried state {stats.state_bytes:,} bytes"
         )
         return "\n".join(lines + [f"  fallback: {text}" for text in stats.fallbacks])
+
+    def _profile_lines(self, component: str) -> list[str]:
+        return [f"  {x}" for x in self.config.summary(component)] if isinstance(self.config, Profiled) else []
 
     def reset(self) -> None:
         """Forget carried state and records, as a new generation does by itself."""
@@ -98,7 +110,8 @@ def enable_sparse_attention(
     pipe_or_transformer: Any,
     method: str | MethodConfig | SparseMethod | None = None,
     *,
-    profile: str | Path | None = None,
+    profile: ProfileLike | Mapping[str, ProfileLike] | None = None,
+    allow_resample: bool = False,
     backend: str = "auto",
     strict: bool = False,
     fuse_norm_rope: bool | Literal["auto"] = False,
@@ -113,8 +126,12 @@ def enable_sparse_attention(
         method: a name from :func:`dit_sparse.list_methods` ("svg2" when None), a configuration such as
             ``SVG2(top_p=0.9)``, or
             an own composition of axes (:class:`dit_sparse.engine.SparseMethod`).
-        profile: instead of a method: name of a shipped preset (``dit-sparse list``) or path of a YAML file;
-            ``fields`` given here override its own.
+        profile: instead of a method: name of a shipped profile (``dit-sparse list``), path of a pattern file
+            (.safetensors) or of a preset (.yaml), or a loaded :class:`~dit_sparse.patterns.Profile`. A
+            pattern file is for one transformer: with two, as in Wan 2.2, give a mapping, ``{"transformer":
+            ..., "transformer_2": ...}``. ``fields`` given here override a preset's own; a pattern file takes
+            ``dense_steps``, ``dense_layers``, ``min_tokens`` and ``correction``.
+        allow_resample: carry a pattern file over to another grid, number of steps or scheduler than its own.
         backend: kernel: "auto" or one of :func:`dit_sparse.kernels.available_backends`.
         strict: raise where only dense attention can serve a call, instead of running it dense and reporting
             it.
@@ -130,6 +147,8 @@ def enable_sparse_attention(
 
     Raises:
         ValueError: unknown method, field, value, backend or model; sparse attention enabled twice.
+        ProfileError: a pattern file that is damaged or for another model, which shows here, or for another
+            grid, number of steps or scheduler, which shows at the first call.
 
     Example:
         >>> from diffusers import WanPipeline
@@ -146,27 +165,33 @@ def enable_sparse_attention(
                 "call disable_sparse_attention() first"
             )
     _check_backend(backend)
+    scheduler = scheduler_of(pipe_or_transformer)
+    config: MethodConfig
     if profile is not None:
         if method is not None:
-            raise ValueError(
-                f"give a method or a profile, not both: got {method!r} and profile={str(profile)!r}"
-            )
-        preset = load_preset(profile)
-        method, fields = preset.method, {**preset.fields, **fields}
-    if isinstance(method, SparseMethod):
+            raise ValueError(f"give a method or a profile, not both: got {method!r} and profile={profile!r}")
+        config = _profile_config(profile, list(transformers), fields)
+        if isinstance(config, Profiled):
+            config = replace(config, allow_resample=allow_resample, scheduler=scheduler)
+    elif allow_resample:
+        raise ValueError("allow_resample=True carries a profile over to another grid: give profile= with it")
+    elif isinstance(method, SparseMethod):
         if fields:
             raise ValueError(
                 f"an own composition takes no method fields, got {', '.join(fields)}: set them on its axes"
             )
-        config: MethodConfig = _Given(method)
+        config = _Given(method)
     else:
         config = make_method(DEFAULT_METHOD if method is None else method, **fields)
-    tracker = StepTracker(scheduler_of(pipe_or_transformer))
+    tracker = StepTracker(scheduler)
     plans, fusions = [], []
     for name, transformer in transformers.items():
         adapter = find_adapter(transformer)
         layers = adapter.attention_layers(transformer)
-        info = ModelInfo(adapter.family, len(layers), _head_dim(transformer))
+        if isinstance(config, Profiled):
+            facts = model_facts(transformer, layers, name="", family=adapter.family, component=name)
+            config.check(facts, bare=scheduler is None)
+        info = ModelInfo(adapter.family, len(layers), _head_dim(transformer), name)
         plans.append((transformer, name, adapter, Runtime(config.build(info), backend, strict)))
         fusions.append(make_fusion(fuse_norm_rope, layers))
     # Everything that can refuse has refused: from here on the model is changed.
@@ -213,17 +238,45 @@ class _Given(MethodConfig):
         return self.method
 
 
+def _profile_config(
+    profile: ProfileLike | Mapping[str, ProfileLike], components: list[str], fields: dict[str, Any]
+) -> MethodConfig:
+    """The configuration of a preset, or of the pattern files of all transformers."""
+    if isinstance(profile, (str, Path)) and (path := find_profile(profile)).suffix != PATTERN_SUFFIX:
+        preset = load_preset(path)
+        return make_method(preset.method, **{**preset.fields, **fields})
+    loaded = (
+        {name: _loaded(one) for name, one in profile.items()}
+        if isinstance(profile, Mapping)
+        else _loaded(profile)
+    )
+    return make_profiled(loaded, components, **fields)
+
+
+def _loaded(profile: ProfileLike) -> Profile:
+    if isinstance(profile, Profile):
+        return profile
+    path = find_profile(profile)
+    if path.suffix != PATTERN_SUFFIX:
+        raise ValueError(f"{str(profile)!r} is a preset, which serves all transformers: give its name alone")
+    return load_profile(path)
+
+
 def _kernel_of(runtime: Runtime, transformer: Any) -> str:
     """The kernel that runs for this transformer's tensors in blocks of 128 or as given, and why."""
     if runtime.impl != "auto":
         return f"{runtime.impl}, as asked for"
     size = runtime.method.block_size
     block = size if isinstance(size, int) else 128
-    weight = next(transformer.parameters())
-    name, why = kernels.explain_backend(
-        weight.device, weight.dtype, _head_dim(transformer), (block, block), runtime.method.precision
-    )
-    return f"auto: {name} ({why})"
+    weight, found = next(transformer.parameters()), dict[str, list[str]]()
+    for precision in runtime.method.precisions:
+        name, why = kernels.explain_backend(
+            weight.device, weight.dtype, _head_dim(transformer), (block, block), precision
+        )
+        found.setdefault(f"{name} ({why})", []).append(precision)
+    if len(found) == 1:
+        return f"auto: {next(iter(found))}"
+    return "auto: " + "; ".join(f"{kernel} for {', '.join(names)}" for kernel, names in found.items())
 
 
 def _check_backend(backend: str) -> None:

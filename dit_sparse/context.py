@@ -20,6 +20,11 @@ if TYPE_CHECKING:  # the room of selectors lies above this one
     from dit_sparse.selectors.base import SelectionInput
 
 
+STAGES = ("order", "permute", "select", "attend", "correct", "restore")
+"""Stages of a sparse attention call, in their order. select: scores, choice and block map, or unpacking a
+plan of an earlier step."""
+
+
 @dataclass(frozen=True)
 class PlanContext:
     """Where a call is, and what was carried there.
@@ -32,6 +37,7 @@ class PlanContext:
         state: what this layer and branch carried over from earlier steps; planning may read and write it.
         first_sparse_step: first step that the schedule does not leave dense.
         num_layers: self-attention layers of the transformer.
+        recorder: told the name of every stage of a sparse call where it ends; None where nobody asks.
     """
 
     layout: TokenLayout
@@ -41,6 +47,12 @@ class PlanContext:
     state: LayerState
     first_sparse_step: int = 0
     num_layers: int = 1
+    recorder: Callable[[str], None] | None = None
+
+    def ended(self, stage: str) -> None:
+        """Tell the recorder, if there is one, that one of :data:`STAGES` ends here."""
+        if self.recorder is not None:
+            self.recorder(stage)
 
     @property
     def last_dense_step(self) -> int:
@@ -121,4 +133,17 @@ class Observer(Protocol):
 
     def observe(self, seen: Observation) -> None:
         """Learn: write to ``seen.context.state.values``."""
+        ...
+
+
+class PrecisionRule(Protocol):
+    """An arithmetic that differs from call to call."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that :meth:`at` may return, of :data:`dit_sparse.kernels.PRECISIONS`."""
+        ...
+
+    def at(self, context: PlanContext) -> str:
+        """The precision of one call, known without waiting for the device."""
         ...

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse import kernels
-from dit_sparse.context import Observation, Observer, PlanContext
+from dit_sparse.context import Observation, Observer, PlanContext, PrecisionRule
 from dit_sparse.corrections import Correction, CorrectionInput
 from dit_sparse.kernels import VariableBlocks
 from dit_sparse.layout import AttentionPlan, BlockMap, Site, TokenLayout
@@ -35,7 +35,7 @@ class SparseMethod:
         schedule: when the sparse path runs.
         block_size: tokens per block on both axes, or "auto" by sequence length.
         precision: arithmetic of the sparse attention, see
-            :func:`dit_sparse.kernels.block_sparse_attention`.
+            :func:`dit_sparse.kernels.block_sparse_attention`; or a rule that gives it call by call.
     """
 
     name: str
@@ -44,16 +44,26 @@ class SparseMethod:
     correction: Correction | None = None
     schedule: Schedule = field(default_factory=Schedule)
     block_size: int | str = "auto"
-    precision: str = "native"
+    precision: str | PrecisionRule = "native"
 
     def __post_init__(self) -> None:
-        if self.precision not in kernels.PRECISIONS:
-            raise ValueError(f"precision must be one of {kernels.PRECISIONS}, got {self.precision!r}")
+        for name in self.precisions:
+            if name not in kernels.PRECISIONS:
+                raise ValueError(f"precision must be one of {kernels.PRECISIONS}, got {name!r}")
         size = self.block_size
         if size != "auto" and (not isinstance(size, int) or size < 1):
             raise ValueError(
                 f"block_size must be 'auto' or a whole number >= 1 (fast: 64, 128), got {size!r}"
             )
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Every precision that calls may run in."""
+        return (self.precision,) if isinstance(self.precision, str) else self.precision.names
+
+    def precision_at(self, context: PlanContext) -> str:
+        """The precision of one call."""
+        return self.precision if isinstance(self.precision, str) else self.precision.at(context)
 
     @property
     def observers(self) -> tuple[Observer, ...]:
@@ -116,17 +126,22 @@ def sparse_attention(
     Raises:
         ValueError: if the tensors do not fit the layout.
     """
-    call = _reordered(q, k, v, method, context)
+    call, precision = _reordered(q, k, v, method, context), method.precision_at(context)
     if method.correction is None:
-        out = call.attend(method.precision, impl)
+        out = call.attend(precision, impl)
+        context.ended("attend")
     else:
-        out, lse = call.attend_with_lse(method.precision, impl)
+        out, lse = call.attend_with_lse(precision, impl)
+        context.ended("attend")
         out = method.correction.apply(
             CorrectionInput(
                 call.q, call.k, call.v, out, lse, call.block_map, context.scale, call.plan.q_order, context
             )
         )
-    return _restored(out, call.plan.q_order), call.plan
+        context.ended("correct")
+    out = _restored(out, call.plan.q_order)
+    context.ended("restore")
+    return out, call.plan
 
 
 def observed_attention(
@@ -168,7 +183,7 @@ def uncorrected_attention(
         ``[B, N, H, D]`` and float32 ``[B, H, N]``, in the model's token order.
     """
     call = _reordered(q, k, v, method, context)
-    out, lse = call.attend_with_lse(method.precision, impl)
+    out, lse = call.attend_with_lse(method.precision_at(context), impl)
     order = call.plan.q_order
     return _restored(out, order), lse if order is None else _unsorted(lse, order)
 
@@ -217,17 +232,14 @@ def _reordered(q: Tensor, k: Tensor, v: Tensor, method: SparseMethod, context: P
     interval = method.schedule.refresh_interval
     if state.plan is not None and 0 <= context.site.step - state.plan_step < interval:
         plan = state.plan.unpacked()
-        return _Call(
-            plan,
-            plan.block_map,
-            _permuted(q, plan.q_order),
-            _permuted(k, plan.kv_order),
-            _permuted(v, plan.kv_order),
-            context.scale,
-        )
+        context.ended("select")
+        q, k, v = _permuted(q, plan.q_order), _permuted(k, plan.kv_order), _permuted(v, plan.kv_order)
+        context.ended("permute")
+        return _Call(plan, plan.block_map, q, k, v, context.scale)
     call = _planned(q, k, v, method, context)
     # A plan that no later step would reuse is not kept: at 720p its orders are tens of megabytes per layer.
     state.plan, state.plan_step = (call.plan.packed() if interval > 1 else None), context.site.step
+    context.ended("select")
     return call
 
 
@@ -251,10 +263,12 @@ def _posed(
     layout = context.layout
     video = slice(layout.video_start, layout.video_start + layout.video_tokens)
     order = method.ordering.order(q[:, video], k[:, video], context)
+    context.ended("order")
     shared = order.kv is order.q
     q_order = with_text(order.q, layout)
     kv_order = q_order if shared else with_text(order.kv, layout)
     q_sorted, k_sorted, v_sorted = _permuted(q, q_order), _permuted(k, kv_order), _permuted(v, kv_order)
+    context.ended("permute")
     reordered = q_order is not None
     forced = forced_pairs(
         layout.num_tokens,

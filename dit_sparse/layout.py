@@ -7,7 +7,7 @@ N counts video and text tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -190,6 +190,11 @@ class BlockMap:
         b, h, n_q, n_k = self.shape
         return self.counts.sum().float() / (b * h * n_q * n_k)
 
+    def head_density(self) -> Tensor:
+        """The same by head, float32 ``[H]``, mean over the batch."""
+        b, _, n_q, n_k = self.shape
+        return self.counts.sum(dim=(0, 2)).float() / (b * n_q * n_k)
+
     def pack(self) -> PackedBlockMap:
         """Bit-packed copy for caches and files, 1/32 of the int32 indices."""
         return PackedBlockMap(pack_bits(self.to_mask()), self.num_queries, self.num_keys, self.block_size)
@@ -273,9 +278,11 @@ class SiteRecord:
         dense_reason: None when sparse, else why it ran dense ("dense_step", "dense_layer", "min_tokens",
             ...).
         backend: kernel that ran, e.g. "triton", "reference", "dense".
+        heads: density by head, float32 ``[H]``, where it ran sparse; on the device until it is read.
     """
 
     site: Site
     density: Tensor | float
     dense_reason: str | None
     backend: str
+    heads: Tensor | None = field(default=None, compare=False)  # tensors have no single truth value

@@ -1,15 +1,19 @@
-"""Presets: a method and its hyper-parameters for one model, a small YAML file with the source of each value.
+"""Shipped profiles by name, and presets: a method and its hyper-parameters for one model, a small YAML file.
 
-They are looked up by name in the folder that ships with the package, or given as a path::
+A preset gives the source of each value::
 
     method: svg2
     fields:
       density: 0.25          # own measurement, docs/...
       dense_steps: 0.2       # arXiv 2505.18875, table 6
+
+A pattern file (:mod:`dit_sparse.patterns`) says for every head what it does. Both are looked up by name in
+the folder that ships with the package, or given as a path.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from typing import Any
 import yaml
 
 SUFFIXES = (".yaml", ".yml")
+PATTERN_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,20 +33,38 @@ class Preset:
 
 
 def preset_folders() -> list[Path]:
-    """Where shipped presets lie: inside an installed package, or beside it in a checkout."""
+    """Where shipped profiles lie: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     return [folder for folder in (package / "profiles", package.parent / "profiles") if folder.is_dir()]
 
 
+def shipped_profiles() -> dict[str, Path]:
+    """File of every shipped profile by name, e.g. "tiny-wan/balanced"; sorted.
+
+    Where a pattern file and a preset share a name, it is the pattern file's.
+    """
+    found = {name: path for suffix in (*SUFFIXES, PATTERN_SUFFIX) for name, path in _shipped(suffix)}
+    return dict(sorted(found.items()))
+
+
 def list_presets() -> list[str]:
     """Names of the shipped presets, e.g. "tiny-wan/balanced"."""
-    names = {
-        path.relative_to(folder).with_suffix("").as_posix()
-        for folder in preset_folders()
-        for path in folder.rglob("*")
-        if path.suffix in SUFFIXES
-    }
-    return sorted(names)
+    return sorted({name for suffix in SUFFIXES for name, _ in _shipped(suffix)})
+
+
+def find_profile(name_or_path: str | Path) -> Path:
+    """The file of a profile: a pattern file or a preset, by its suffix.
+
+    Args:
+        name_or_path: a name from :func:`shipped_profiles`, or a path that ends in .safetensors or .yaml.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the shipped ones.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (*SUFFIXES, PATTERN_SUFFIX):
+        return path
+    return _known(shipped_profiles(), name_or_path, "a .safetensors pattern file or a .yaml preset")
 
 
 def load_preset(name_or_path: str | Path) -> Preset:
@@ -55,14 +78,8 @@ def load_preset(name_or_path: str | Path) -> Preset:
     """
     path = Path(name_or_path)
     if path.suffix not in SUFFIXES:
-        shipped = [folder / f"{name_or_path}{suffix}" for folder in preset_folders() for suffix in SUFFIXES]
-        found = [candidate for candidate in shipped if candidate.is_file()]
-        if not found or str(name_or_path) not in list_presets():
-            raise ValueError(
-                f"no profile {str(name_or_path)!r}: give the path of a .yaml preset or one of "
-                f"{', '.join(list_presets()) or 'none is shipped'}"
-            )
-        path = found[0]
+        shipped = {name: found for suffix in SUFFIXES for name, found in _shipped(suffix)}
+        path = _known(shipped, name_or_path, "a .yaml preset")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -73,3 +90,18 @@ def load_preset(name_or_path: str | Path) -> Preset:
     if not isinstance(content.get("method"), str) or not isinstance(fields, dict):
         raise ValueError(f"profile {str(path)!r}: `method` must be a name and `fields` a mapping")
     return Preset(content["method"], fields)
+
+
+def _shipped(suffix: str) -> Iterator[tuple[str, Path]]:
+    """Names and files with a suffix; those inside the package last, so that they win in a mapping."""
+    for folder in reversed(preset_folders()):
+        for path in folder.rglob(f"*{suffix}"):
+            yield path.relative_to(folder).with_suffix("").as_posix(), path
+
+
+def _known(shipped: dict[str, Path], name: str | Path, kinds: str) -> Path:
+    """The file of a shipped name."""
+    if str(name) not in shipped:
+        names = ", ".join(sorted(shipped)) or "none is shipped"
+        raise ValueError(f"no profile {str(name)!r}: give the path of {kinds} or one of {names}")
+    return shipped[str(name)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from dit_sparse import kernels
 from dit_sparse.context import PlanContext
 from dit_sparse.engine import SparseMethod, observed_attention, sparse_attention
-from dit_sparse.layout import Site, SiteRecord, TokenLayout
+from dit_sparse.layout import AttentionPlan, Site, SiteRecord, TokenLayout
 from dit_sparse.state import State
 
 PLANNED = ("dense_step", "dense_layer", "min_tokens", "observed")
@@ -71,6 +71,9 @@ class Runtime:
         self.strict = strict
         self.state = State()
         self.records: list[SiteRecord] = []
+        # For measurements: told where the stages of a sparse call end, and shown every sparse call's inputs.
+        self.recorder: Callable[[str], None] | None = None
+        self.watch: Callable[[Tensor, Tensor, AttentionPlan, PlanContext], None] | None = None
 
     def new_generation(self) -> None:
         """Forget everything that belongs to the previous generation."""
@@ -134,15 +137,20 @@ class Runtime:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: PlanContext, reason: str | None) -> Tensor:
         """Sparse, or observed where there is a ``reason`` to be dense."""
         density: Tensor | float = 1.0
+        heads: Tensor | None = None
         variable = False
         if reason is None:
+            if self.recorder is not None:
+                context = replace(context, recorder=self.recorder)
             out, plan = sparse_attention(q, k, v, method=self.method, context=context, impl=self.impl)
-            density = plan.density
+            density, heads = plan.density, plan.block_map.head_density()
+            if self.watch is not None:
+                self.watch(q, k, plan, context)
             variable = isinstance(plan.block_map, kernels.VariableBlocks)
         else:
             out = observed_attention(q, k, v, method=self.method, context=context, impl=self.impl)
-        backend = "variable" if variable else self._backend(q, context.block_size)
-        self.records.append(SiteRecord(context.site, density, reason, backend))
+        backend = "variable" if variable else self._backend(q, context)
+        self.records.append(SiteRecord(context.site, density, reason, backend, heads))
         return out
 
     def fall_back(self, site: Site, obstacle: str) -> None:
@@ -157,8 +165,8 @@ class Runtime:
             )
         self.records.append(SiteRecord(site, 1.0, obstacle, "dense"))
 
-    def _backend(self, q: Tensor, block_size: tuple[int, int]) -> str:
+    def _backend(self, q: Tensor, context: PlanContext) -> str:
         if self.impl != "auto":
             return self.impl
-        precision = self.method.precision
-        return kernels.explain_backend(q.device, q.dtype, q.shape[-1], block_size, precision)[0]
+        precision = self.method.precision_at(context)
+        return kernels.explain_backend(q.device, q.dtype, q.shape[-1], context.block_size, precision)[0]

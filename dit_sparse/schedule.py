@@ -107,7 +107,7 @@ def _checked_layers(value: object) -> float | frozenset[int]:
             raise ValueError(f"a fractional dense_layers must be in [0, 1), got {value}: {hint}")
         return value
     if isinstance(value, str):
-        return frozenset(_parse_ranges(value, hint))
+        return frozenset(parse_ranges(value, "dense_layers", hint))
     return _indices("dense_layers", value, hint)
 
 
@@ -120,9 +120,19 @@ def _indices(name: str, value: object, hint: str) -> frozenset[int]:
     return frozenset(items)
 
 
-def _parse_ranges(text: str, hint: str) -> Iterable[int]:
+def parse_ranges(text: str, name: str, hint: str) -> Iterable[int]:
+    """The indices of a text such as "0-1,47".
+
+    Args:
+        text: whole numbers and ranges that include both ends, with commas between.
+        name: of the option, for the message.
+        hint: what would work, for the message.
+
+    Raises:
+        ValueError: on anything else.
+    """
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise ValueError(f"dense_layers={text!r} holds {part!r}: {hint}")
+            raise ValueError(f"{name}={text!r} holds {part!r}: {hint}")
         yield from range(int(first), int(last or first) + 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from dit_sparse.layout import SiteRecord
 from dit_sparse.runtime import FALLBACKS, PLANNED
@@ -17,7 +20,7 @@ class Stats:
     """Records of the last generation, with the figures drawn from them.
 
     Args:
-        records: one per attention call, densities as numbers.
+        records: one per attention call, densities as numbers and by head as tensors on the CPU.
         state_bytes: most bytes carried between steps.
     """
 
@@ -26,9 +29,11 @@ class Stats:
 
     @classmethod
     def read(cls, records: Sequence[SiteRecord], state_bytes: int) -> Stats:
-        """Take the records over; waits once per device for the densities that are still tensors."""
-        read = tuple(SiteRecord(r.site, float(r.density), r.dense_reason, r.backend) for r in records)
-        return cls(read, state_bytes)
+        """Take the records over; waits once per device and number of heads for what still lies there."""
+        densities = fetched([r.density for r in records])
+        heads = fetched([r.heads for r in records])
+        read = (replace(r, density=float(d), heads=h) for r, d, h in zip(records, densities, heads))
+        return cls(tuple(read), state_bytes)
 
     @cached_property
     def density_total(self) -> float:
@@ -82,6 +87,19 @@ class Stats:
                 for r in self.records
             ],
         }
+
+
+def fetched(values: Sequence[Any]) -> list[Any]:
+    """The same values, tensors on the CPU: those of one device and shape come in one copy."""
+    alike: dict[tuple[torch.device, torch.Size], list[int]] = defaultdict(list)
+    for index, value in enumerate(values):
+        if isinstance(value, Tensor):
+            alike[value.device, value.shape].append(index)
+    read = list(values)
+    for indices in alike.values():
+        for index, value in zip(indices, torch.stack([values[i] for i in indices]).cpu()):
+            read[index] = value
+    return read
 
 
 def _mean(values: list[float], empty: float) -> float:

@@ -26,11 +26,14 @@ BELOW = {
     "methods": {"engine", "orderings", "selectors", "corrections", "schedule", "layout", "patterns"},
     "adapters": {"layout", "kernels", "runtime"},
     "stats": {"layout", "runtime"},
+    "work": {"layout", "adapters"},
+    "forecasting": {"layout", "schedule", "work"},
     "embedded": set(),
     "presets": set(),
     "_install": {"api"},
     "api": {"adapters", "engine", "kernels", "methods", "patterns", "presets", "runtime", "stats"},
     "profiler": {
+        "corrections",
         "layout",
         "state",
         "context",
@@ -64,6 +67,8 @@ BELOW = {
         "kernels",
         "orderings",
         "patterns",
+        "forecasting",
+        "work",
     },
     "cli": {
         "report",

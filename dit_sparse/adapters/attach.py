@@ -193,17 +193,22 @@ def transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:
     """
     if isinstance(pipe_or_transformer, nn.Module):
         return {"transformer": _uncompiled(pipe_or_transformer)}
-    found = {}
-    for name in ("transformer", "transformer_2"):
-        component = getattr(pipe_or_transformer, name, None)
-        if isinstance(component, nn.Module):
-            found[name] = _uncompiled(component)
+    found = {name: _uncompiled(module) for name, module in denoisers_of(pipe_or_transformer).items()}
     if not found:
         raise ValueError(
             f"{type(pipe_or_transformer).__name__} has no transformer: sparse attention works on diffusion "
             "transformers, pass the pipeline or the transformer module"
         )
     return found
+
+
+def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
+    """The denoising networks as the pipeline calls them, a compiled one in its wrapper; empty without any.
+
+    "transformer", and "transformer_2" of models with two experts.
+    """
+    found = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
+    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:

@@ -30,6 +30,7 @@ class Adapter:
         text_mask: forward argument that holds the text mask ``[B, text]`` with valid tokens first, where the
             model pads its text at the tail; the padding is trimmed. None where no mask reaches
             self-attention.
+        frames_dim: dimension of the frames in the transformer's 5-d ``hidden_states``.
     """
 
     family: str
@@ -38,6 +39,7 @@ class Adapter:
     layout: Callable[[Any, Inputs], TokenLayout]
     guidance: Literal["separate", "batched"] = "separate"
     text_mask: str | None = None
+    frames_dim: int = 2
 
     def attention_layers(self, transformer: nn.Module) -> list[tuple[str, Any]]:
         """(path, module) of the self-attention layers in execution order.

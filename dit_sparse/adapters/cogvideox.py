@@ -8,12 +8,14 @@ from typing import Any
 from dit_sparse.adapters.base import Adapter, Inputs, grid_5d, register_adapter
 from dit_sparse.layout import TokenLayout
 
+FRAMES_DIM = 1
+
 
 def _layout(transformer: Any, inputs: Inputs) -> TokenLayout:
     config = transformer.config
     patch = (config.patch_size_t or 1, config.patch_size, config.patch_size)
     text = inputs["encoder_hidden_states"].shape[1]
-    grid = grid_5d(inputs["hidden_states"], patch, frames_dim=1)
+    grid = grid_5d(inputs["hidden_states"], patch, frames_dim=FRAMES_DIM)
     return TokenLayout(*grid, text_tokens=text, text_position="first" if text else "none")
 
 
@@ -24,5 +26,6 @@ COGVIDEOX = register_adapter(
         attention=r"transformer_blocks\.\d+\.attn1",
         layout=_layout,
         guidance="batched",
+        frames_dim=FRAMES_DIM,
     )
 )

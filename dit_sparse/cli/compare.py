@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
+
+from dit_sparse.cli.workload import PROMPTS, distinct, parse_method, read_prompts, shared_setup
 
 if TYPE_CHECKING:
     from dit_sparse.cli.options import GenerateOptions
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 GENERATION = "Generation"
 MACHINE = "Machine"
 DENSITIES = (0.5, 0.25, 0.1)
-PROMPTS = 16
 
 
 def compare(
@@ -107,30 +107,6 @@ def compare(
         print(path)
 
 
-def read_prompts(path: Path | None, count: int) -> list[str]:
-    """The prompts of a file, or the first held-out ones of the embedded model.
-
-    Raises:
-        ValueError: if there are none, or fewer than ``count`` held-out ones.
-    """
-    if path is not None:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ValueError(f"--prompt-file {path}: {error.strerror}") from error
-        if not (texts := [line.strip() for line in lines if line.strip()]):
-            raise ValueError(f"--prompt-file {path} holds no prompts")
-        return texts
-    from dit_sparse.embedded import heldout_prompts
-
-    texts = heldout_prompts()
-    if count > len(texts):
-        raise ValueError(
-            f"--prompts: the embedded model has {len(texts)} held-out prompts, got {count}: use --prompt-file"
-        )
-    return texts[:count]
-
-
 def parse_candidates(specs: Sequence[str] | None) -> list[Candidate]:
     """Methods as given, ``name`` or ``name:field=value,...``; all of them for None.
 
@@ -140,13 +116,10 @@ def parse_candidates(specs: Sequence[str] | None) -> list[Candidate]:
     import dit_sparse
     from dit_sparse.report.comparison import Candidate
 
-    found: dict[str, Candidate] = {}
-    for spec in specs or dit_sparse.list_methods():
-        if spec in found:
-            raise ValueError(f"--method gives {spec} twice")
-        name, _, settings = spec.partition(":")
-        found[spec] = Candidate(spec, name, _fields(settings))
-    return list(found.values())
+    return [
+        Candidate(spec, *parse_method(spec))
+        for spec in distinct(specs or dit_sparse.list_methods(), "--method")
+    ]
 
 
 def load(options: GenerateOptions, prompts: Sequence[str], dense_steps: Any) -> tuple[Any, Setup]:
@@ -157,26 +130,9 @@ def load(options: GenerateOptions, prompts: Sequence[str], dense_steps: Any) -> 
     """
     from dit_sparse.cli import session
     from dit_sparse.report.comparison_schema import Setup
-    from dit_sparse.report.environment import describe_device, describe_model
 
     pipe = session.load(options)
     call: Mapping[str, Any] = session.pipeline_call(pipe, options)
     if "num_inference_steps" not in call:
         raise ValueError(f"{options.model} has no default number of steps here: give --steps")
-    return pipe, Setup(
-        model=options.model,
-        config_sha256=describe_model(pipe, options.model).config_sha256,
-        dtype=str(pipe.transformer.dtype).removeprefix("torch."),
-        device=describe_device(pipe.device),
-        prompts=list(prompts),
-        call={key: value for key, value in call.items() if key != "prompt"},
-        dense_steps=dense_steps,
-    )
-
-
-def _fields(settings: str) -> dict[str, Any]:
-    from dit_sparse.cli.options import parse_settings
-
-    # A comma parts fields only where a field follows: dense_layers=0-1,47 is one.
-    parts: Iterable[str] = re.split(r",(?=[\w-]+=)", settings) if settings else ()
-    return parse_settings(parts)
+    return pipe, Setup(**shared_setup(pipe, options.model, prompts, call), dense_steps=dense_steps)

@@ -53,7 +53,20 @@ def generate(
         Option("--set", help="key=value for a field of the method; repeatable.", rich_help_panel=SPARSE),
     ] = None,
     profile: Annotated[
-        str | None, Option(help="Shipped preset or YAML file, instead of --method.", rich_help_panel=SPARSE)
+        list[str] | None,
+        Option(
+            help="Instead of --method: shipped profile, pattern file (.safetensors) or preset (.yaml). With "
+            "two transformers: transformer=FILE and transformer_2=FILE.",
+            rich_help_panel=SPARSE,
+        ),
+    ] = None,
+    allow_resample: Annotated[
+        bool | None,
+        Option(
+            "--allow-resample",
+            help="Carry the pattern file over to another grid, scheduler or number of steps.",
+            rich_help_panel=SPARSE,
+        ),
     ] = None,
     backend: Annotated[
         str | None, Option(help="Attention kernel.  [default: auto]", rich_help_panel=SPARSE)
@@ -70,6 +83,13 @@ def generate(
         Option(
             "--floor/--no-floor",
             help="With --compare: a second dense run by another kernel.  [default: for tiny-wan]",
+        ),
+    ] = None,
+    recall: Annotated[
+        bool | None,
+        Option(
+            "--recall/--no-recall",
+            help="A second, untimed sparse run: how much of the softmax is kept.  [default: for tiny-wan]",
         ),
     ] = None,
     output: Annotated[

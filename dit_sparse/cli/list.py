@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def list_everything() -> None:
     """List methods, supported models, backends found on this machine, and shipped profiles."""
@@ -11,7 +13,8 @@ def list_everything() -> None:
     import dit_sparse
     from dit_sparse import kernels
     from dit_sparse.adapters.loading import quiet
-    from dit_sparse.presets import list_presets
+    from dit_sparse.patterns import ProfileError, read_header
+    from dit_sparse.presets import PATTERN_SUFFIX, load_preset, shipped_profiles
 
     quiet()
     console = Console()
@@ -25,6 +28,19 @@ def list_everything() -> None:
         console.print(table)
         console.print()
 
+    def about(path: Path) -> str:
+        if path.suffix != PATTERN_SUFFIX:
+            return f"preset of {load_preset(path).method}"
+        try:
+            header = read_header(path)
+        except ProfileError as error:
+            return str(error)
+        model, grid, schedule = header.model, header.grid, header.schedule
+        return (
+            f"pattern file for {model.transformer}, {grid.frames}x{grid.height}x{grid.width} tokens, "
+            f"{schedule.num_steps} steps of {schedule.scheduler}, density {header.figures.density:.2f}"
+        )
+
     first_lines = [dit_sparse.describe(name).splitlines()[0] for name in dit_sparse.list_methods()]
     section(
         "Methods", [(name, text.strip()) for name, _, text in (line.partition(":") for line in first_lines)]
@@ -33,4 +49,8 @@ def list_everything() -> None:
         (family, ", ".join(classes)) for family, classes in dit_sparse.supported_models().items()
     ])  # fmt: skip
     section("Backends", list(kernels.available_backends().items()))
-    section("Profiles", [(name, "") for name in list_presets()], empty="none shipped with this version")
+    section(
+        "Profiles",
+        [(name, about(path)) for name, path in shipped_profiles().items()],
+        empty="none shipped with this version",
+    )

@@ -9,7 +9,9 @@ import typer
 from dit_sparse.cli.compare import compare
 from dit_sparse.cli.doctor import doctor
 from dit_sparse.cli.errors import OneLineErrors
+from dit_sparse.cli.eval import evaluate
 from dit_sparse.cli.generate import generate
+from dit_sparse.cli.inspect_attention import inspect_attention
 from dit_sparse.cli.list import list_everything
 
 app = typer.Typer(
@@ -23,6 +25,8 @@ app = typer.Typer(
 )
 app.command("generate")(generate)
 app.command("compare")(compare)
+app.command("eval")(evaluate)
+app.command("inspect-attention")(inspect_attention)
 app.command("list")(list_everything)
 app.command("doctor")(doctor)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dit_sparse.embedded import NAME as EMBEDDED_MODEL
+
+_COMPONENT = re.compile(r"(transformer(?:_\d+)?)=(.+)")
 
 
 class GenerateOptions(BaseModel):
@@ -34,7 +37,8 @@ class GenerateOptions(BaseModel):
     dense_layers: float | list[int] | str | None = None
     min_tokens: int | None = None
     set: dict[str, Any] = Field(default_factory=dict)
-    profile: str | None = None
+    profile: str | dict[str, str] | None = None
+    allow_resample: bool = False
     backend: str = "auto"
     strict: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -44,6 +48,7 @@ class GenerateOptions(BaseModel):
     warmup: bool | None = None
     compare: bool = False
     floor: bool | None = None
+    recall: bool | None = None
     lpips_weights: Path | None = None
     output: Path = Path("dit-sparse-out")
 
@@ -61,6 +66,8 @@ class GenerateOptions(BaseModel):
             raise ValueError(f"{twice[0]} is given twice: by its own option and by --set")
         if self.method is not None:
             fields["method"] = self.method
+        if self.allow_resample:
+            fields["allow_resample"] = True
         return {"backend": self.backend, "strict": self.strict, **fields, **self.set}
 
     def pipeline_call(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +120,24 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     return fields
 
 
+def parse_profiles(given: Sequence[str]) -> str | dict[str, str]:
+    """``--profile``: one, or ``transformer=FILE`` once for every transformer.
+
+    Raises:
+        ValueError: for several that are not of this form, or two for one transformer.
+    """
+    pairs = [_COMPONENT.fullmatch(one) for one in given]
+    named = {pair[1]: pair[2] for pair in pairs if pair is not None}
+    if len(given) == 1 and not named:
+        return given[0]
+    if len(named) != len(given):
+        raise ValueError(
+            "--profile takes one profile, or transformer=FILE and transformer_2=FILE, each once, got "
+            f"{' and '.join(given)}"
+        )
+    return named
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A YAML mapping of options; dashes and underscores in names are the same.
 
@@ -142,6 +167,7 @@ def from_command_line(parameters: Mapping[str, Any]) -> GenerateOptions:
     given["set"] = parse_settings(given.pop("settings") or ()) or None
     if given["dense_steps"] is not None:
         given["dense_steps"] = parse_scalar(given["dense_steps"])
+    given["profile"] = parse_profiles(given["profile"]) if given["profile"] else None
     if given["dense_layers"] is not None:
         given["dense_layers"] = parse_layers(given["dense_layers"])
     return resolve_options(given, None if config is None else Path(config))

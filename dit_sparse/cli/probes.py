@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from dit_sparse.presets import list_presets
+from dit_sparse.presets import shipped_profiles
 from dit_sparse.report.extras import INSTALL_COMMAND
 
 State = Literal["ok", "missing", "broken"]
@@ -51,7 +51,7 @@ def examine() -> Iterator[Finding]:
         yield _package(name, INSTALL_COMMAND, needed=True)
     yield _encoder()
     yield _lpips()
-    profiles = list_presets()
+    profiles = shipped_profiles()
     yield Finding("profiles", "ok", ", ".join(profiles) if profiles else "none shipped with this version")
 
 

@@ -12,7 +12,7 @@ from dit_sparse.embedded import NAME as EMBEDDED_MODEL
 from dit_sparse.report.capabilities import capabilities
 from dit_sparse.report.compare import Context, Observer, generate_pair, write_comparison
 from dit_sparse.report.environment import describe_model
-from dit_sparse.report.schema import Report
+from dit_sparse.report.schema import ModelInfo, Report
 
 # The rates at which the models were trained, by the start of the pipeline's class name.
 FRAMES_PER_SECOND = {"CogVideoX": 8.0, "HunyuanVideo": 24.0, "Wan": 16.0, "LTX": 24.0, "Mochi": 30.0}
@@ -61,35 +61,46 @@ def run(options: GenerateOptions, *, command: str | None = None, observer: Obser
     floor = _wants_floor(options)
     pipe = load(options)
     call = pipeline_call(pipe, options)
-    sparse = options.sparse_call()
-    warmup = options.warmup if options.warmup is not None else pipe.device.type == "cuda" or options.compile
     pair = generate_pair(
         pipe,
         call,
-        sparse,
+        options.sparse_call(),
         seed=options.seed,
         compare=options.compare,
         floor=floor,
-        warmup=warmup,
+        recall=_unless_told(options.recall, options),
+        warmup=wants_warmup(pipe, options),
         observer=observer,
     )
-    context = Context(
+    made_with = {**pair.method, "backend": options.backend, "strict": options.strict}
+    context = describe(options, call, describe_model(pipe, options.model), made_with, command)
+    if observer is not None:
+        observer("measure, write", 0, None)
+    fps = frames_per_second(pipe, options)
+    return write_comparison(options.output, pair, context, fps=fps, lpips_weights=options.lpips_weights)
+
+
+def describe(
+    options: GenerateOptions,
+    call: Mapping[str, Any],
+    model: ModelInfo,
+    made_with: Mapping[str, Any],
+    command: str | None,
+) -> Context:
+    """What a report says beside the measurements; ``made_with`` is the method and how it was enabled."""
+    return Context(
         prompt=options.prompt,
         negative_prompt=options.negative_prompt,
         seed=options.seed,
-        model=describe_model(pipe, options.model),
+        model=model,
         command=command,
-        config={
-            **pair.method,
-            "backend": options.backend,
-            "strict": options.strict,
-            "generation": _generation(options, call),
-        },
+        config={**made_with, "generation": _generation(options, call)},
     )
-    if observer is not None:
-        observer("measure, write", 0, None)
-    fps = options.fps or _frames_per_second(pipe, options)
-    return write_comparison(options.output, pair, context, fps=fps, lpips_weights=options.lpips_weights)
+
+
+def wants_warmup(pipe: Any, options: GenerateOptions) -> bool:
+    """As asked; unasked where the first run also compiles or tunes kernels."""
+    return options.warmup if options.warmup is not None else pipe.device.type == "cuda" or options.compile
 
 
 def _wants_floor(options: GenerateOptions) -> bool:
@@ -100,9 +111,12 @@ def _wants_floor(options: GenerateOptions) -> bool:
     """
     if options.floor and not options.compare:
         raise ValueError("--floor compares two dense runs: give --compare too")
-    if options.floor is None:
-        return options.compare and options.model == EMBEDDED_MODEL
-    return options.floor
+    return _unless_told(options.floor, options)
+
+
+def _unless_told(asked: bool | None, options: GenerateOptions) -> bool:
+    """As asked; unasked where one more run is cheap, which is the embedded model."""
+    return options.compare and options.model == EMBEDDED_MODEL if asked is None else asked
 
 
 def _defaults(options: GenerateOptions) -> Mapping[str, Any]:
@@ -121,7 +135,10 @@ def _read_image(options: GenerateOptions) -> Any:
         raise ValueError(f"--image {options.image}: cannot be read as an image") from error
 
 
-def _frames_per_second(pipe: Any, options: GenerateOptions) -> float:
+def frames_per_second(pipe: Any, options: GenerateOptions) -> float:
+    """As asked, or the rate at which the model was trained."""
+    if options.fps is not None:
+        return options.fps
     if options.model == EMBEDDED_MODEL:
         return EMBEDDED_FPS
     name = type(pipe).__name__

@@ -30,6 +30,8 @@ def result_table(report: Report) -> Table:
         table.add_row(
             "density", f"{density.total:.1%} with the dense guard, {_percent(density.sparse_sites)} without"
         )
+    if density.recall is not None:
+        table.add_row("recall", f"{density.recall.mean:.1%} of the softmax lies in the kept blocks")
     if metrics.ssim is not None:
         table.add_row("PSNR", _decibels(metrics.psnr))
         if metrics.floor is not None:

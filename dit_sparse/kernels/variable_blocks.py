@@ -35,9 +35,19 @@ class VariableBlocks:
 
     def density(self) -> Tensor:
         """Fraction of kept query-key pairs, 0-d float32 tensor on the map's device (no synchronisation)."""
+        kept, pairs = self._pairs()
+        return (kept.sum() / pairs.sum()).float()
+
+    def head_density(self) -> Tensor:
+        """The same by head, float32 ``[H]``, mean over the batch."""
+        kept, pairs = self._pairs()
+        return (kept.sum(0) / pairs.sum(0)).float()
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """Kept pairs of tokens and all of them, float64 ``[B, H]``: exact, unlike sums in float32."""
         q, kv = self.q_lengths.double(), self.kv_lengths.double()
         kept = q[..., None, :] @ self.mask.double() @ kv[..., None]
-        return (kept.sum() / (q.sum(-1) * kv.sum(-1)).sum()).float()
+        return kept[..., 0, 0], q.sum(-1) * kv.sum(-1)
 
     def pack(self) -> VariableBlocks:
         """Itself: the reference execution carries it as it is."""

@@ -20,6 +20,7 @@ from dit_sparse.methods.clear import CLEAR
 from dit_sparse.methods.draft import Draft
 from dit_sparse.methods.gna import GNA
 from dit_sparse.methods.minference import MInference
+from dit_sparse.methods.mosaic import Mosaic
 from dit_sparse.methods.oracle import OracleMethod
 from dit_sparse.methods.paro import PARO
 from dit_sparse.methods.radial import Radial
@@ -48,6 +49,7 @@ __all__ = [
     "MInference",
     "MethodConfig",
     "ModelInfo",
+    "Mosaic",
     "OracleMethod",
     "Radial",
     "Rettention",

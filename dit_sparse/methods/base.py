@@ -23,11 +23,13 @@ class ModelInfo:
         family: model family, e.g. "wan"; "" for a model described by its user.
         num_layers: self-attention layers of the transformer.
         head_dim: head size.
+        component: name of the transformer in its pipeline.
     """
 
     family: str
     num_layers: int
     head_dim: int
+    component: str = "transformer"
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from dit_sparse.context import PlanContext
 from dit_sparse.orderings.base import Clusters, Ordering, TokenOrder, with_text
 from dit_sparse.orderings.cubes import Cubes
-from dit_sparse.orderings.grid import AXIS_ORDERS, AxisPermutation, Raster, Tiles, axis_order
-from dit_sparse.orderings.learnt import AXES, CarriedAxes, LearntAxes
+from dit_sparse.orderings.forced import forced_pairs
+from dit_sparse.orderings.grid import AXIS_ORDERS, AxisPermutation, Raster, Tiles, axis_order, axis_orders
+from dit_sparse.orderings.learnt import AXES, CarriedAxes, LearntAxes, axis_errors, spread_rows
 from dit_sparse.orderings.named import ORDERINGS, OrderingName, ordering_named
 from dit_sparse.orderings.partition import CyclingPartition
 from dit_sparse.orderings.semantic import SemanticClusters
+from dit_sparse.orderings.shapes import LearntShapes, block_tiles, shape_orders
 from dit_sparse.orderings.spatial_temporal import SpatialTemporal
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Cubes",
     "CyclingPartition",
     "LearntAxes",
+    "LearntShapes",
     "Ordering",
     "OrderingName",
     "PlanContext",
@@ -28,7 +31,13 @@ __all__ = [
     "SpatialTemporal",
     "Tiles",
     "TokenOrder",
+    "axis_errors",
     "axis_order",
+    "axis_orders",
+    "block_tiles",
+    "forced_pairs",
     "ordering_named",
+    "shape_orders",
+    "spread_rows",
     "with_text",
 ]

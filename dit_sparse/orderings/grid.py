@@ -90,6 +90,20 @@ def axis_order(grid: tuple[int, int, int], axes: str, device: torch.device) -> T
     return raster.permute(["THW".index(axis) for axis in axes]).reshape(-1)
 
 
+def axis_orders(grid: tuple[int, int, int], choice: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The order of every head that chose one of :data:`AXIS_ORDERS`, and the six to choose from.
+
+    Args:
+        grid: (T, H, W).
+        choice: int64 ``[...]``, index into :data:`AXIS_ORDERS`.
+
+    Returns:
+        int64 ``[..., T*H*W]`` on choice's device, and six times int64 ``[T*H*W]``.
+    """
+    candidates = tuple(axis_order(grid, axes, choice.device) for axes in AXIS_ORDERS)
+    return torch.stack(candidates)[choice], candidates
+
+
 @lru_cache(maxsize=64)
 def tile_order(grid: tuple[int, int, int], tile: tuple[int, int, int], device: torch.device) -> Tensor:
     """int64 ``[T*H*W]``: raster indices tile by tile, each tile in raster order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from dit_sparse import kernels
 from dit_sparse.context import Observation, PlanContext
 from dit_sparse.layout import TokenLayout, ceil_div
 from dit_sparse.orderings.base import TokenOrder, with_text
-from dit_sparse.orderings.grid import AXIS_ORDERS, axis_order
+from dit_sparse.orderings.grid import AXIS_ORDERS, axis_order, axis_orders
 
 AXES = "axes"
 """Key in the layer's state: uint8 ``[B, H]``, index in :data:`AXIS_ORDERS` for every head."""
@@ -28,8 +29,7 @@ class CarriedAxes:
         if chosen is None:
             return TokenOrder()
         choice = chosen.long()
-        candidates = tuple(axis_order(context.layout.grid, axes, q.device) for axes in AXIS_ORDERS)
-        order = torch.stack(candidates)[choice]
+        order, candidates = axis_orders(context.layout.grid, choice)
         return TokenOrder(order, order, candidates=candidates, choice=choice)
 
 
@@ -55,12 +55,7 @@ class LearntAxes(CarriedAxes):
     query_blocks: int = 64
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.density <= 1.0:
-            raise ValueError(f"density must be in (0, 1], got {self.density}")
-        if self.again is not None and not 0.0 <= self.again <= 1.0:
-            raise ValueError(f"again must be in [0, 1] or None, got {self.again}")
-        if self.query_blocks < 1:
-            raise ValueError(f"query_blocks must be at least 1, got {self.query_blocks}")
+        check_learning(self.density, self.again, self.query_blocks)
 
     def wants(self, context: PlanContext) -> bool:
         """At the last dense step, and again."""
@@ -69,25 +64,93 @@ class LearntAxes(CarriedAxes):
     def observe(self, seen: Observation) -> None:
         """Choose."""
         context = seen.context
-        layout, (q_size, k_size) = context.layout, context.block_size
-        rows = _spread_rows(layout.num_tokens, q_size, self.query_blocks, seen.q.device)
-        errors = []
-        for axes in AXIS_ORDERS:
-            order = with_text(axis_order(layout.grid, axes, seen.q.device), layout)
-            k, v = (kernels.permute_rows(x, order) for x in (seen.k, seen.v))
-            compared = order[rows]
-            q, out = (x.index_select(1, compared) for x in (seen.q, seen.out))
-            lse = seen.lse.index_select(-1, compared)
-            mass = kernels.block_mass(q, k, lse, context.block_size, context.scale)
-            mask = _heaviest(mass, self.density, layout, k_size)
-            missed = kernels.mask_error(q, k, v, out, mask, context.block_size, context.scale)
-            # Other orders compare other queries: errors count against what those had.
-            errors.append(missed / out.float().square().sum(dim=(1, 3)).clamp(min=1e-30))
-        context.state.values[AXES] = torch.stack(errors).argmin(dim=0).to(torch.uint8)
+        missed, energy = axis_errors(
+            *(seen.q, seen.k, seen.v, seen.out, seen.lse, context), self.density, self.query_blocks
+        )
+        # Other orders compare other queries: errors count against what those had.
+        errors = missed / energy.clamp(min=1e-30)
+        context.state.values[AXES] = errors.argmin(dim=0).to(torch.uint8)
         context.state.values[STEP] = context.site.step
 
 
-def _spread_rows(tokens: int, block: int, blocks: int, device: torch.device) -> Tensor:
+def check_learning(density: float, again: float | None, query_blocks: int) -> None:
+    """Raise ValueError unless the fields of an ordering that learns are in range."""
+    if not 0.0 < density <= 1.0:
+        raise ValueError(f"density must be in (0, 1], got {density}")
+    if again is not None and not 0.0 <= again <= 1.0:
+        raise ValueError(f"again must be in [0, 1] or None, got {again}")
+    if query_blocks < 1:
+        raise ValueError(f"query_blocks must be at least 1, got {query_blocks}")
+
+
+def axis_errors(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    context: PlanContext,
+    density: float,
+    query_blocks: int,
+) -> tuple[Tensor, Tensor]:
+    """:func:`order_errors` of the six axis orders: float32 ``[6, B, H]`` each."""
+    layout = context.layout
+    orders = [axis_order(layout.grid, axes, q.device) for axes in AXIS_ORDERS]
+    return order_errors(q, k, v, out, lse, context, density, query_blocks, orders)
+
+
+def order_errors(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    context: PlanContext,
+    density: float,
+    query_blocks: int,
+    orders: Sequence[Tensor],
+    *,
+    compensated: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """What a mask of the right blocks costs in each of several orders, by dense attention.
+
+    Right are the heaviest, or, compensated, those whose means would serve worst.
+
+    Args:
+        q, k, v, out: ``[B, N, H, D]`` in the model's token order.
+        lse: float32 ``[B, H, N]``.
+        context: layout, scale and block size.
+        density: fraction of blocks kept.
+        query_blocks: see :class:`LearntAxes`.
+        orders: of the video tokens, int64 ``[Nv]`` each.
+        compensated: skipped blocks enter through their means.
+
+    Returns:
+        Squared error of the queries compared, and their dense output squared; float32 ``[orders, B, H]``
+        each.
+    """
+    layout, block_size, scale = context.layout, context.block_size, context.scale
+    rows = spread_rows(layout.num_tokens, block_size[0], query_blocks, q.device)
+    missed, energy = [], []
+    for video_order in orders:
+        order = with_text(video_order, layout)
+        keys, values = (kernels.permute_rows(x, order) for x in (k, v))
+        compared = order[rows]
+        queries, dense = (x.index_select(1, compared) for x in (q, out))
+        known = lse.index_select(-1, compared)
+        if compensated:
+            value = kernels.skip_error(queries, keys, values, dense, known, block_size, scale)
+        else:
+            value = kernels.block_mass(queries, keys, known, block_size, scale)
+        mask = _largest(value, density, layout, block_size[1])
+        missed.append(
+            kernels.mask_error(queries, keys, values, dense, mask, block_size, scale, compensated=compensated)
+        )
+        energy.append(dense.float().square().sum(dim=(1, 3)))
+    return torch.stack(missed), torch.stack(energy)
+
+
+def spread_rows(tokens: int, block: int, blocks: int, device: torch.device) -> Tensor:
     """Positions of all tokens, or of those in as many whole blocks, evenly spread; int64."""
     whole = tokens // block
     if ceil_div(tokens, block) <= blocks:
@@ -96,10 +159,10 @@ def _spread_rows(tokens: int, block: int, blocks: int, device: torch.device) -> 
     return (first[:, None] + torch.arange(block, device=device)).flatten()
 
 
-def _heaviest(mass: Tensor, density: float, layout: TokenLayout, block: int) -> Tensor:
-    """Bool ``[B, H, nQ, nK]``: the heaviest pairs of every head, those with text keys first of all."""
-    columns = torch.arange(mass.shape[-1], device=mass.device)
+def _largest(value: Tensor, density: float, layout: TokenLayout, block: int) -> Tensor:
+    """Bool ``[B, H, nQ, nK]``: the largest pairs of every head, those with text keys first of all."""
+    columns = torch.arange(value.shape[-1], device=value.device)
     text = (columns + 1) * block > layout.video_tokens if layout.text_tokens else columns < 0
-    flat = mass.masked_fill(text, torch.inf).flatten(-2)
+    flat = value.masked_fill(text, torch.inf).flatten(-2)
     kept = flat.topk(max(1, round(density * flat.shape[-1])), dim=-1, sorted=False).indices
-    return torch.zeros_like(flat, dtype=torch.bool).scatter_(-1, kept, True).view(mass.shape)
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(-1, kept, True).view(value.shape)

@@ -62,6 +62,9 @@ class Figures(_Part):
 
     density: float  # over the sparse steps
     error: float | None = None  # predicted relative output error of the layers, root mean square
+    output_error: float | None = (
+        None  # predicted relative error of the transformer's output, root mean square
+    )
     attention_speedup: float | None = None  # predicted, of the sparse steps, by the cost table named
     cost_table: str | None = None  # device and date of the table
 

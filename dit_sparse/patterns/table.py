@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
+
+from dit_sparse.kernels import PRECISIONS
 
 KINDS = ("dense", "skip", "mask", "window", "radial", "dynamic")
 """How a head attends. dense: all pairs. skip: only the rows of text, all others are zero. mask: a stored
@@ -51,3 +54,8 @@ class PatternTable:
         """(G, L, H)."""
         groups, layers, heads = self.kind.shape
         return groups, layers, heads
+
+    @cached_property
+    def precisions(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the precisions, by step group and layer."""
+        return tuple(tuple(PRECISIONS[index] for index in layers) for layers in self.precision.tolist())

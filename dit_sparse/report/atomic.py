@@ -1,30 +1,17 @@
-"""Write a file so that it is either whole or absent, whatever interrupts the writing."""
+"""Write a file or a folder so that it is either whole or absent, whatever interrupts the writing."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dit_sparse.patterns.atomic import atomic_path, file_mask
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a hidden temporary path beside ``path``; rename it on success, remove it on any exception.
-
-    The temporary name keeps the suffix, because encoders choose the container by it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".partial{path.suffix}")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+__all__ = ["atomic_folder", "atomic_path", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,7 +20,34 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def atomic_folder(path: Path, work: Path) -> Iterator[Path]:
+    """Yield an empty folder inside ``work``; rename it to ``path`` on success, remove it on any exception.
+
+    A process that is killed leaves it in ``work``, never at ``path``. The files reach the disk before the
+    rename does, so that a machine that goes down does not leave empty ones either.
+
+    Args:
+        path: must not be there yet.
+        work: on the same file system.
+    """
+    for parent in (work, path.parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=work, prefix=f"{path.name}-"))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~file_mask())
+        for entry in (*temporary.iterdir(), temporary):
+            _flush(entry)
+        os.rename(temporary, path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,12 +1,10 @@
-"""What a pipeline takes and which networks denoise in it, read from the object without knowing its class."""
+"""What a pipeline takes, read from the object without knowing its class."""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,3 @@ def capabilities(pipe: Any) -> Capabilities:
         name for name, p in parameters.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD
     )
     return Capabilities(frozenset(parameters), required)
-
-
-def denoisers(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The denoising networks by component name: "transformer", and "transformer_2" of two-expert models."""
-    found = {name: getattr(pipe, name, None) for name in ("transformer", "transformer_2")}
-    return {name: module for name, module in found.items() if isinstance(module, torch.nn.Module)}

@@ -5,8 +5,8 @@ No error of an earlier layer or step reaches a later one, so a figure says where
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,31 +62,48 @@ class CallFigures:
 
 
 @dataclass(frozen=True)
-class _Keep:
-    """A selector that selects everything and keeps what it observes."""
+class Watch:
+    """A selector that selects everything and hands on what it observes: the conditional branch, or both in
+    one batch where the model batches them.
 
+    Args:
+        take: gets every call asked for.
+        steps: which steps, from 0.
+        layers: which layers, from 0; None for all.
+        meet: told every call of the branch, asked for or not, before it runs.
+    """
+
+    take: Callable[[Observation], None]
     steps: frozenset[int]
-    calls: list[CapturedCall] = field(default_factory=list)
+    layers: frozenset[int] | None = None
+    meet: Callable[[PlanContext], None] | None = None
 
     def wants(self, context: PlanContext) -> bool:
-        return context.site.step in self.steps and context.site.branch != "unconditional"
+        """Whether the call is asked for."""
+        site = context.site
+        if site.branch == "unconditional":
+            return False
+        if self.meet is not None:
+            self.meet(context)
+        return site.step in self.steps and (self.layers is None or site.layer in self.layers)
 
     def observe(self, seen: Observation) -> None:
-        context = seen.context
-        tensors = (x.clone() for x in (seen.q, seen.k, seen.v, seen.out, seen.lse))
-        self.calls.append(
-            CapturedCall(context.site, context.layout, context.scale, context.num_layers, *tensors)
-        )
+        """Hand it on."""
+        self.take(seen)
 
     def select(self, given: SelectionInput) -> Tensor:
+        """Everything."""
         return torch.ones(given.shape, dtype=torch.bool, device=given.q.device)
+
+    def method(self, num_steps: int) -> SparseMethod:
+        """The composition to attach: dense at all ``num_steps`` steps."""
+        return SparseMethod("capture", self, schedule=Schedule(num_steps, min_tokens=0))
 
 
 def capture_calls(
     pipe: Any, call: Mapping[str, Any], *, seed: int, steps: Collection[int]
 ) -> list[CapturedCall]:
-    """Run a pipeline densely and keep the attention calls of some steps: the conditional branch, or both in
-    one batch where the model batches them.
+    """Run a pipeline densely and keep the attention calls of some steps, see :class:`Watch`.
 
     Args:
         pipe: a diffusers pipeline.
@@ -97,12 +114,31 @@ def capture_calls(
     Returns:
         By step, then by layer.
     """
-    keep = _Keep(frozenset(steps))
-    dense = Schedule(call["num_inference_steps"], min_tokens=0)
+    calls: list[CapturedCall] = []
+
+    def keep(seen: Observation) -> None:
+        context = seen.context
+        tensors = (x.clone() for x in (seen.q, seen.k, seen.v, seen.out, seen.lse))
+        calls.append(CapturedCall(context.site, context.layout, context.scale, context.num_layers, *tensors))
+
+    watch = Watch(keep, frozenset(steps))
     pipe.set_progress_bar_config(disable=True)
-    with attached(pipe, SparseMethod("capture", keep, schedule=dense)), torch.no_grad():
+    with attached(pipe, watch.method(call["num_inference_steps"])), torch.no_grad():
         pipe(**call, generator=torch.Generator("cpu").manual_seed(seed), output_type="latent")
-    return keep.calls
+    return calls
+
+
+def context_of(method: SparseMethod, call: CapturedCall, state: LayerState) -> PlanContext:
+    """The context in which a method meets a captured call, with what it carries there."""
+    state.match(call.layout, call.q.shape[0], call.q.shape[2])
+    return method.context(
+        call.layout,
+        call.site,
+        state,
+        head_dim=call.q.shape[-1],
+        scale=call.scale,
+        num_layers=call.num_layers,
+    )
 
 
 def figures_by_layer(method: SparseMethod, calls: Sequence[CapturedCall]) -> list[CallFigures]:
@@ -128,15 +164,7 @@ def figures_by_layer(method: SparseMethod, calls: Sequence[CapturedCall]) -> lis
     figures = []
     for call in sorted(calls, key=lambda call: call.site.step):
         state = states.setdefault((call.site.transformer, call.site.layer), LayerState())
-        context = method.context(
-            call.layout,
-            call.site,
-            state,
-            head_dim=call.q.shape[-1],
-            scale=call.scale,
-            num_layers=call.num_layers,
-        )
-        state.match(call.layout, call.q.shape[0], call.q.shape[2])
+        context = context_of(method, call, state)
         if any(part.wants(context) for part in method.observers):
             observed_attention(call.q, call.k, call.v, method=method, context=context)
         elif call.site.step < last:

@@ -70,8 +70,7 @@ def line_chart(
         )
         for name, style, values in lines
     )
-    decimals = _decimals(ticks[1] - ticks[0])
-    labels = tuple((y(tick), f"{tick:.{decimals}f}") for tick in ticks)
+    labels = tuple(zip((y(tick) for tick in ticks), tick_labels(ticks)))
     return Chart(title, unit, hint, x_label, series, labels, positions, follows_player)
 
 
@@ -87,7 +86,13 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [i * step for i in range(first, max(last, first + 1) + 1)]
 
 
-def _decimals(step: float) -> int:
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks at equal distances as text, all with the decimals that tell them apart."""
+    decimals = tick_decimals(ticks[1] - ticks[0])
+    return [f"{tick:.{decimals}f}" for tick in ticks]
+
+
+def tick_decimals(step: float) -> int:
     """Decimals that tell neighbouring ticks apart: 0 for a step of 5, 1 for 2.5, 2 for 0.25."""
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return decimals if math.isclose(round(step, decimals), step, rel_tol=1e-6) else decimals + 1

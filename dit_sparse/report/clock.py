@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
-from dit_sparse.report.capabilities import denoisers
+from dit_sparse.adapters.attach import denoisers_of
 
 StepCallback = Callable[[int, int | None], None]
 """Told the finished steps and, where the pipeline knows, how many there are."""
+
+Mark = tuple[int, Any, Any]
+"""Step, start and end of something that ran inside of a denoiser; the end is None while it runs."""
 
 
 @dataclass
@@ -51,22 +54,28 @@ class Clock:
     first_call: float | None = None
     last_call: float | None = None
     step_ends: list[float] = field(default_factory=list)
-    calls: list[tuple[Any, Any]] = field(default_factory=list)
+    calls: list[Mark] = field(default_factory=list)
 
     @property
     def in_denoiser(self) -> bool:
         """Whether a denoiser is running at the moment."""
-        return bool(self.calls) and self.calls[-1][1] is None
+        return bool(self.calls) and self.calls[-1][2] is None
+
+    @property
+    def step(self) -> int:
+        """Index of the step that runs."""
+        return len(self.step_ends)
 
     def before_denoiser(self, *_: Any) -> None:
         """Forward pre-hook of a denoiser."""
         if self.first_call is None:
             self.first_call = self.watch.now()
-        self.calls.append((self.watch.mark(), None))
+        self.calls.append((self.step, self.watch.mark(), None))
 
     def after_denoiser(self, *_: Any) -> None:
         """Forward hook of a denoiser."""
-        self.calls[-1] = (self.calls[-1][0], self.watch.mark())
+        step, start, _ = self.calls[-1]
+        self.calls[-1] = (step, start, self.watch.mark())
         self.last_call = time.perf_counter()
 
     def after_step(self, pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -88,15 +97,23 @@ class Clock:
         end = self.step_ends[-1] if self.step_ends else self.last_call
         return None if self.first_call is None or end is None else end - self.first_call
 
-    def transformer_seconds(self) -> float:
-        """Time inside the denoiser's forward; call after a synchronise."""
-        return sum(self.watch.seconds(start, end) for start, end in self.calls if end is not None)
+    def seconds(self, marks: Iterable[Mark]) -> float:
+        """Sum of marked intervals; call after a synchronise."""
+        return sum(self.watch.seconds(start, end) for _, start, end in marks if end is not None)
+
+    def by_step(self, marks: Iterable[Mark]) -> tuple[float, ...]:
+        """The same for every finished step."""
+        sums = [0.0] * len(self.step_ends)
+        for step, start, end in marks:
+            if step < len(sums) and end is not None:
+                sums[step] += self.watch.seconds(start, end)
+        return tuple(sums)
 
     @contextmanager
     def attached(self, pipe: Any) -> Iterator[None]:
         """Watch the pipeline's denoisers while the context is open."""
         handles = []
-        for module in denoisers(pipe).values():
+        for module in denoisers_of(pipe).values():
             handles.append(module.register_forward_pre_hook(self.before_denoiser))
             handles.append(module.register_forward_hook(self.after_denoiser))
         try:

@@ -30,14 +30,14 @@ from dit_sparse.report.player import write_player
 from dit_sparse.report.schema import (
     Density,
     Files,
+    Floor,
     Memory,
     Metrics,
     ModelInfo,
     Report,
-    RunTime,
-    Time,
     VideoInfo,
 )
+from dit_sparse.report.times import time_section
 from dit_sparse.report.video import write_side_by_side, write_video
 
 __all__ = ["Context", "Observer", "Pair", "build_report", "generate_pair", "write_comparison"]
@@ -75,17 +75,32 @@ class Context:
 
 
 def write_comparison(
-    output: Path, pair: Pair, context: Context, *, fps: float, lpips_weights: Path | None = None
+    output: Path,
+    pair: Pair,
+    context: Context,
+    *,
+    fps: float,
+    lpips_weights: Path | None = None,
+    floor: Floor | None = None,
 ) -> Report:
     """Write videos, ``report.html`` and, last of all, ``report.json`` into ``output``; return the report.
 
     Files of an earlier run are removed first: a ``report.json`` always belongs to its neighbours.
+
+    Args:
+        output: folder; made if it is missing.
+        pair, context: what was measured, and what must be said beside it.
+        fps: of the video files.
+        lpips_weights: see :func:`~dit_sparse.report.measure.compare_frames`.
+        floor: measured before, for a pair that comes without its own.
 
     Raises:
         ValueError: when the two videos cannot be compared.
         MissingExtraError: when a package of the ``report`` extra is missing.
     """
     metrics = measure(pair, lpips_weights)
+    if floor is not None:
+        metrics = metrics.model_copy(update={"floor": floor, "floor_unmeasured": None})
     output.mkdir(parents=True, exist_ok=True)
     for name in OUTPUT_NAMES:
         (output / name).unlink(missing_ok=True)
@@ -145,8 +160,12 @@ def build_report(pair: Pair, context: Context, metrics: Metrics, files: Files, f
         video=VideoInfo(frames=frames, height=height, width=width, fps=fps),
         files=files,
         metrics=metrics,
-        density=density_section(stats) if stats is not None else Density(),
-        time=_time_section(sparse, dense, pair.warmup),
+        density=(
+            density_section(stats, pair.recall, pair.recall_unmeasured, sparse.choices)
+            if stats is not None
+            else Density()
+        ),
+        time=time_section(sparse, dense, pair.warmup),
         memory=_memory_section(sparse, dense, pair.device),
         backend=sparse.kernel,
         fallbacks=list(stats.fallbacks) if stats is not None else [],
@@ -166,36 +185,3 @@ def _memory_section(sparse: Run, dense: Run | None, device: torch.device) -> Mem
         sparse_peak_bytes=sparse.peak_memory_bytes,
         state_bytes=sparse.stats.state_bytes if sparse.stats is not None else None,
     )
-
-
-def _time_section(sparse: Run, dense: Run | None, warmup: bool) -> Time:
-    if dense is None:
-        return Time(sparse_s=sparse.denoise_s, sparse=_run_time(sparse), warmup=warmup)
-    return Time(
-        dense_s=dense.denoise_s,
-        sparse_s=sparse.denoise_s,
-        speedup=_ratio(dense.denoise_s, sparse.denoise_s),
-        speedup_end_to_end=_ratio(dense.end_to_end_s, sparse.end_to_end_s),
-        speedup_transformer=_ratio(dense.transformer_s, sparse.transformer_s),
-        speedup_attention=_ratio(dense.attention_s, sparse.attention_s),
-        parts_unmeasured=dense.parts_unmeasured or sparse.parts_unmeasured,
-        dense=_run_time(dense),
-        sparse=_run_time(sparse),
-        warmup=warmup,
-    )
-
-
-def _run_time(run: Run) -> RunTime:
-    return RunTime(
-        denoise_s=run.denoise_s,
-        end_to_end_s=run.end_to_end_s,
-        transformer_s=run.transformer_s,
-        step_s=list(run.step_s),
-        attention_s=run.attention_s,
-        linear_s=run.linear_s,
-        step_attention_s=list(run.step_attention_s),
-    )
-
-
-def _ratio(dense: float | None, sparse: float | None) -> float | None:
-    return dense / sparse if dense is not None and sparse else None

@@ -18,14 +18,13 @@ from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.report.atomic import write_text
 from dit_sparse.report.capture import CapturedCall, capture_calls, figures_by_layer
 from dit_sparse.report.compare import Observer
-from dit_sparse.report.comparison_schema import Comparison, LayerFigures, Row, Setup
+from dit_sparse.report.comparison_schema import Comparison, LayerFigures, Row, Setup, check_same_setup
 from dit_sparse.report.environment import package_versions
 from dit_sparse.report.floor import dense_method
 from dit_sparse.report.generation import Run, timed_run
 from dit_sparse.report.measure import compare_frames
+from dit_sparse.report.metrics import capped_mean_psnr
 
-IDENTICAL_DB = 100.0
-"""PSNR that an identical frame counts as in a mean over frames."""
 DENSE = "dense"
 FLOORS = ("dense, own kernel", "dense, SDPA math")
 """Labels of dense against dense: this package's kernel with every block kept, and SDPA's definition."""
@@ -182,8 +181,7 @@ class Bench:
         for dense, run in zip(self._dense_runs(), runs, strict=True):
             frames = compare_frames(dense.frames, run.frames, self.lpips_weights).per_frame
             assert frames is not None
-            capped = [IDENTICAL_DB if value is None else min(value, IDENTICAL_DB) for value in frames.psnr]
-            psnr.append(_mean(capped))
+            psnr.append(capped_mean_psnr(frames.psnr))
             ssim.append(_mean(frames.ssim))
             if frames.lpips is not None:
                 lpips.append(_mean(frames.lpips))
@@ -229,20 +227,9 @@ def load_or_begin(path: Path, setup: Setup, command: str | None) -> Comparison:
         comparison = Comparison.model_validate_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no comparison of this version: give another --output") from error
-    for name in Setup.model_fields:
-        theirs, ours = getattr(comparison.setup, name), getattr(setup, name)
-        if theirs != ours:
-            raise ValueError(
-                f"{path} holds rows of another setup, {name} = {_short(theirs)} instead of {_short(ours)}: "
-                "give another --output, or the same setup to go on"
-            )
+    check_same_setup(comparison.setup, setup, f"{path} holds rows")
     comparison.command = command
     return comparison
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,8 +14,8 @@ from dit_sparse.report.schema import Device, _Model
 COMPARISON_VERSION = "1.0"
 
 
-class Setup(_Model):
-    """What all rows of a comparison share; rows of another setup are never added to it."""
+class RunSetup(_Model):
+    """What all generations of a comparison or an evaluation share."""
 
     model: str = Field(description="as given")
     config_sha256: str = Field(description="of the model's parts, see report.json")
@@ -23,8 +23,29 @@ class Setup(_Model):
     device: Device
     prompts: list[str] = Field(min_length=1, description="prompt i starts from the noise of seed i")
     call: dict[str, Any] = Field(description="keyword arguments of the pipeline, without prompt and seed")
+
+
+class Setup(RunSetup):
+    """What all rows of a comparison share; rows of another setup are never added to it."""
+
     dense_steps: int | float | list[int] = Field(description="the guard of every method that names no other")
     dense_layers: list[int] = Field(default_factory=list)
+
+
+def check_same_setup(theirs: RunSetup, ours: RunSetup, where: str) -> None:
+    """Raise ValueError naming the first field in which two setups differ; ``where`` begins the message."""
+    for name in type(ours).model_fields:
+        old, new = getattr(theirs, name), getattr(ours, name)
+        if old != new:
+            raise ValueError(
+                f"{where} of another setup, {name} = {_short(old)} instead of {_short(new)}: "
+                "give another --output, or the same setup to go on"
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class LayerFigures(_Model):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dit_sparse.report.capabilities import denoisers
+from dit_sparse.adapters.attach import denoisers_of
+from dit_sparse.patterns.fingerprint import config_sha256
 from dit_sparse.report.schema import Device, ModelInfo
 
 PACKAGES = (
@@ -50,18 +49,11 @@ def describe_device(device: torch.device) -> Device:
 
 def describe_model(pipe: Any, name: str) -> ModelInfo:
     """Classes and config hash of a pipeline; ``name`` is what the user called it."""
-    configs = {part: _public_config(getattr(pipe, part, None)) for part in FINGERPRINTED}
-    digest = hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode()).hexdigest()
-    classes = {part: type(module).__name__ for part, module in denoisers(pipe).items()}
+    configs = {part: getattr(getattr(pipe, part, None), "config", None) for part in FINGERPRINTED}
+    hashes = {part: config_sha256(c) for part, c in configs.items() if isinstance(c, Mapping)}
+    classes = {part: type(module).__name__ for part, module in denoisers_of(pipe).items()}
+    digest = config_sha256(hashes)
     return ModelInfo(name=name, pipeline=type(pipe).__name__, denoisers=classes, config_sha256=digest)
-
-
-def _public_config(component: Any) -> dict[str, Any]:
-    """Config without the entries that name a place or a library version instead of the model."""
-    config = getattr(component, "config", None)
-    if not isinstance(config, Mapping):
-        return {}
-    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def _processor_name() -> str:

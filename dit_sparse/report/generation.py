@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ import torch
 
 from dit_sparse.report.capabilities import capabilities
 from dit_sparse.report.clock import Clock, StepCallback, Stopwatch
+from dit_sparse.report.density import head_choices
 from dit_sparse.report.memory import peak_bytes, reset_peak
 from dit_sparse.report.metrics import Frames
-from dit_sparse.report.parts import COMPILED, NOT_ASKED, NOT_SEEN, Parts, is_compiled
+from dit_sparse.report.parts import ATTENTION, COMPILED, LINEAR, NOT_ASKED, NOT_SEEN, Parts, is_compiled
+from dit_sparse.report.schema import HeadChoices
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,13 @@ class Run:
         step_s: seconds of every step; empty when the pipeline has no step callback.
         attention_s, linear_s: of ``transformer_s``, as :mod:`dit_sparse.report.parts` takes them; None where
             they were not measured.
-        step_attention_s: ``attention_s`` by step; empty where ``step_s`` is or where it was not measured.
+        step_transformer_s, step_attention_s, step_linear_s: these by step; empty where ``step_s`` is or where
+            they were not measured.
+        stages: of a sparse run's ``attention_s``, seconds in all and by step; empty where not measured.
         parts_unmeasured: why ``attention_s`` is None.
         peak_memory_bytes: see :func:`dit_sparse.report.memory.peak_bytes`.
         stats: ``Handle.stats()`` of a sparse run, None of a dense one.
+        choices: what a profile chose for the heads of a sparse run.
     """
 
     frames: Frames
@@ -42,10 +47,14 @@ class Run:
     step_s: tuple[float, ...]
     attention_s: float | None = None
     linear_s: float | None = None
+    step_transformer_s: tuple[float, ...] = ()
     step_attention_s: tuple[float, ...] = ()
+    step_linear_s: tuple[float, ...] = ()
+    stages: Mapping[str, tuple[float, tuple[float, ...]]] = field(default_factory=dict)
     parts_unmeasured: str | None = None
     peak_memory_bytes: int | None = None
     stats: Any = None
+    choices: tuple[HeadChoices, ...] = ()
 
     @property
     def kernel(self) -> str:
@@ -93,20 +102,24 @@ def timed_run(
         start = clock.watch.now()
         output = pipe(**call, **extra, generator=generator, output_type="np")
         end_to_end = clock.watch.now() - start
-    denoise, attention = clock.denoise_seconds(), parts.seconds("attention")
+    denoise, attention = clock.denoise_seconds(), parts.seconds(ATTENTION)
     unmeasured = NOT_ASKED if not measure_parts else COMPILED if compiled else NOT_SEEN
     return Run(
         frames=first_video(output),
         end_to_end_s=end_to_end,
         denoise_s=end_to_end if denoise is None else denoise,
-        transformer_s=clock.transformer_seconds(),
+        transformer_s=clock.seconds(clock.calls),
         step_s=clock.step_seconds(),
         attention_s=attention,
-        linear_s=parts.seconds("linear"),
-        step_attention_s=parts.by_step("attention"),
+        linear_s=parts.seconds(LINEAR),
+        step_transformer_s=clock.by_step(clock.calls),
+        step_attention_s=parts.by_step(ATTENTION),
+        step_linear_s=parts.by_step(LINEAR),
+        stages=parts.stages(),
         parts_unmeasured=unmeasured if attention is None else None,
         peak_memory_bytes=peak_bytes(device),
         stats=None if handle is None else handle.stats(),
+        choices=() if handle is None else head_choices(handle.config),
     )
 
 

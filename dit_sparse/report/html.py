@@ -9,19 +9,23 @@ from typing import Any
 from dit_sparse.embedded import NAME as EMBEDDED_MODEL
 from dit_sparse.report.atomic import write_text
 from dit_sparse.report.bands import BANDS, psnr_scale
-from dit_sparse.report.breakdown import breakdown
+from dit_sparse.report.breakdown import breakdown, stages
 from dit_sparse.report.charts import Chart, Values, line_chart
+from dit_sparse.report.grids import (
+    PLAIN_REASONS,
+    choice_grids,
+    density_by_head,
+    density_by_step,
+    density_top,
+    recall_bottom,
+    recall_grids,
+)
 from dit_sparse.report.player import EMBED_LIMIT_BYTES, STACK, geometry
-from dit_sparse.report.schema import HeatMap, Report
+from dit_sparse.report.schema import Report
+from dit_sparse.report.steps import step_charts
 from dit_sparse.report.templating import environment, flatten
 
 MEDIA_TYPES = {".webp": "image/webp", ".mp4": "video/mp4"}
-PLAIN_REASONS = {
-    "dense_step": "dense step",
-    "dense_layer": "dense layer",
-    "min_tokens": "short sequence",
-    "observed": "method learns from dense attention",
-}
 
 
 def write_html(path: Path, report: Report) -> None:
@@ -35,6 +39,8 @@ def write_html(path: Path, report: Report) -> None:
 
 def render(report: Report, media: dict[str, Any] | None) -> str:
     """The page as a string; ``media`` comes from :func:`player_media`."""
+    density, recall = report.density, report.density.recall
+    top = density_top(density.heat_maps, density.head_maps)
     return (
         environment()
         .get_template("report.html.j2")
@@ -42,11 +48,17 @@ def render(report: Report, media: dict[str, Any] | None) -> str:
             report=report,
             media=media,
             charts=frame_charts(report),
-            step_chart=step_chart(report),
+            step_charts=step_charts(report.time),
             breakdown=breakdown(report.time),
+            stages=stages(report.time.sparse),
             scale=psnr_scale(report),
             bands=BANDS,
-            heat_top=heat_top(report.density.heat_maps),
+            heat_top=top,
+            density_grids=[density_by_step(made, top) for made in density.heat_maps]
+            + [density_by_head(made, top) for made in density.head_maps],
+            recall_grids=recall_grids(recall) if recall else [],
+            recall_bottom=recall_bottom(recall) if recall else None,
+            choices=[(made.names, choice_grids(made)) for made in density.choices],
             plain_reasons=PLAIN_REASONS,
             config=flatten(report.config),
             tiny=report.model.name == EMBEDDED_MODEL,
@@ -98,29 +110,6 @@ def frame_charts(report: Report) -> list[Chart]:
         line_chart(name, of, unit=unit, hint=hint, follows_player=True) for name, of, unit, hint in lines
     ]
     return [chart for chart in charts if chart is not None]
-
-
-def step_chart(report: Report) -> Chart | None:
-    """Seconds per denoising step, dense and sparse, and of these in attention."""
-    lines: list[tuple[str, str, Values]] = []
-    for name, style, run in (("dense", "two", report.time.dense), ("sparse", "one", report.time.sparse)):
-        if run is not None:
-            lines.append((name, style, run.step_s))
-            lines.append((f"{name}, attention", f"{style} dashed", run.step_attention_s))
-    shown = [line for line in lines if len(line[2]) > 0]
-    return line_chart("Time per step", shown, unit="s", x_label="step", from_zero=True)
-
-
-def heat_top(maps: list[HeatMap]) -> float:
-    """Upper end of the heat map's colour scale: the largest sparse density, rounded up to a tenth."""
-    sparse = [
-        density
-        for heat in maps
-        for densities, reasons in zip(heat.density, heat.dense_reason)
-        for density, reason in zip(densities, reasons)
-        if density is not None and reason is None
-    ]
-    return min(1.0, -(-max(sparse) * 10 // 1) / 10) if sparse else 1.0
 
 
 def _data_address(file: Path) -> str:

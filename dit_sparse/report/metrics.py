@@ -19,6 +19,8 @@ Frames = NDArray[np.floating]
 SSIM_SETTINGS = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
 SSIM_MIN_SIDE = 11
 RANGE_SLACK = 1e-3
+IDENTICAL_DB = 100.0
+"""PSNR that an identical frame counts as where videos are averaged or ranked."""
 
 
 def check_frames(reference: Frames, candidate: Frames) -> None:
@@ -69,6 +71,12 @@ def ssim_per_frame(reference: Frames, candidate: Frames) -> list[float]:
         )
         for a, b in zip(reference, candidate)
     ]
+
+
+def capped_mean_psnr(values: Sequence[float | None]) -> float:
+    """Mean over frames with ``IDENTICAL_DB`` as the largest value; None stands for an identical frame."""
+    capped = [IDENTICAL_DB if value is None else min(value, IDENTICAL_DB) for value in values]
+    return sum(capped) / len(capped)
 
 
 def finite_mean(values: Sequence[float]) -> float | None:

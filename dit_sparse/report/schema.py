@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 class _Model(BaseModel):
@@ -90,6 +90,59 @@ class HeatMap(_Model):
     dense_reason: list[list[str | None]]
 
 
+class HeadMap(_Model):
+    """Density by layer (rows) and head (columns) of one denoiser, mean over its calls."""
+
+    transformer: str
+    layers: list[int]
+    sparse: list[list[float] | None] = Field(
+        description="over the calls that ran sparse; null where none did"
+    )
+    total: list[list[float]] = Field(description="over all calls, dense ones counted as 1")
+
+
+class HeadChoices(_Model):
+    """How every head of one denoiser attends, as a profile chose."""
+
+    transformer: str
+    names: list[str] = Field(description="what the numbers mean")
+    steps: list[tuple[int, int]] = Field(description="[first, last) of every step group")
+    kinds: list[list[list[int]]] = Field(description="by step group, layer and head: index into names")
+
+
+class WorstRecall(_Model):
+    """A layer with low recall."""
+
+    transformer: str
+    layer: int
+    mean: float
+    head: int = Field(description="its worst head")
+    head_recall: float
+    step: int = Field(description="its worst step")
+    step_recall: float
+
+
+class RecallMap(_Model):
+    """Recall of one denoiser over the calls that ran sparse."""
+
+    transformer: str
+    layers: list[int]
+    steps: list[int] = Field(description="those with a sparse call")
+    by_step: list[list[float | None]] = Field(
+        description="by layer and step, mean over heads and branches; null where no call ran sparse"
+    )
+    by_head: list[list[float]] = Field(description="by layer and head, mean over steps and branches")
+
+
+class Recall(_Model):
+    """Share of the softmax over all keys that lies in the kept blocks, estimated from sampled query rows."""
+
+    rows: int = Field(description="sampled video queries per call and head")
+    mean: float = Field(description="over all sparse calls")
+    worst_layers: list[WorstRecall] = Field(description="lowest mean first")
+    maps: list[RecallMap]
+
+
 class DenseCalls(_Model):
     """Calls that ran dense for one reason, in the same layers of all these steps."""
 
@@ -115,6 +168,30 @@ class Density(_Model):
     dense_calls: list[DenseCalls] = Field(default_factory=list, description="where they ran")
     kernels: dict[str, int] = Field(default_factory=dict, description="kernel -> calls, dense ones included")
     heat_maps: list[HeatMap] = Field(default_factory=list)
+    head_maps: list[HeadMap] = Field(default_factory=list)
+    choices: list[HeadChoices] = Field(default_factory=list, description="empty without a profile")
+    recall: Recall | None = None
+    recall_unmeasured: str | None = Field(default=None, description="why recall is null")
+
+
+class Stage(_Model):
+    """One stage of a sparse run's self-attention."""
+
+    name: str = Field(description="order, permute, select, attend, correct, restore, other or dense")
+    seconds_s: float
+    step_s: list[float]
+
+
+class Forecast(_Model):
+    """Speed-ups that the dense run's times and the density lead one to expect (Amdahl)."""
+
+    density: float = Field(description="over all calls, dense guard included")
+    attention_share: float = Field(description="of the dense transformer's time in self-attention")
+    speedup_attention: float
+    speedup_transformer: float
+    speedup: float
+    speedup_end_to_end: float
+    limit_transformer: float = Field(description="if self-attention cost nothing")
 
 
 class RunTime(_Model):
@@ -128,7 +205,12 @@ class RunTime(_Model):
         default=None, description="self-attention inside transformer_s; sparse: with planning and dense guard"
     )
     linear_s: float | None = Field(default=None, description="linear layers inside transformer_s")
+    step_transformer_s: list[float] = Field(default_factory=list)
     step_attention_s: list[float] = Field(default_factory=list)
+    step_linear_s: list[float] = Field(default_factory=list)
+    stages: list[Stage] = Field(
+        default_factory=list, description="of attention_s in a sparse run; empty where not measured"
+    )
 
 
 class Time(_Model):
@@ -141,6 +223,7 @@ class Time(_Model):
     speedup_transformer: float | None = None
     speedup_attention: float | None = None
     parts_unmeasured: str | None = Field(default=None, description="why speedup_attention is null")
+    forecast: Forecast | None = Field(default=None, description="null where attention was not measured")
     dense: RunTime | None = None
     sparse: RunTime
     warmup: bool = Field(description="whether an untimed run came before each timed one")

@@ -12,6 +12,7 @@ from dit_sparse.selectors.frame_band import FrameBand
 from dit_sparse.selectors.low_bit import LowBitEstimate
 from dit_sparse.selectors.modes import HeadModes
 from dit_sparse.selectors.observed import ObservedMass
+from dit_sparse.selectors.observed_error import ObservedError
 from dit_sparse.selectors.oracle import Oracle
 from dit_sparse.selectors.radial import RadialBand
 from dit_sparse.selectors.scores import estimate_mass
@@ -28,6 +29,7 @@ __all__ = [
     "HeadBands",
     "HeadModes",
     "LowBitEstimate",
+    "ObservedError",
     "ObservedMass",
     "Oracle",
     "RadialBand",

@@ -12,7 +12,7 @@ from dit_sparse.context import Observation, PlanContext
 from dit_sparse.layout import pack_bits, unpack_bits
 from dit_sparse.orderings import with_text
 from dit_sparse.selectors.base import SelectionInput, check_density
-from dit_sparse.selectors.budgets import keep_counts, row_ranks
+from dit_sparse.selectors.budgets import keep_counts, row_ranks, tiered_counts
 from dit_sparse.selectors.spend import Scope, check_scope, spend
 
 BITS, LSE, STEP = "observed_mass.bits", "observed_mass.lse", "observed_mass.step"
@@ -95,13 +95,7 @@ class ObservedMass:
 
     def _tiered(self, mass: Tensor, even: Tensor, forced: Tensor, well_served: float) -> Tensor:
         """Budget moved from the heads that the mask ``even`` serves best to those it serves least."""
-        heads, total, kept = mass.shape[1], forced.numel(), forced.sum()
         recall = (mass * even).sum(dim=(-1, -2)) / mass.sum(dim=(-1, -2))
-        place = recall.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        tier = (recall > well_served).sum(dim=-1, keepdim=True).clamp(max=heads // 2)
-        free = (round(self.density * total) - kept).clamp(min=0)
-        # Half of the free budget changes hands, or what the heads that get it can take.
-        swing = torch.minimum(free // 2, total - kept - free)
-        counts = kept + free + swing * ((place >= heads - tier).long() - (place < tier).long())
+        counts = tiered_counts(recall, forced.sum(), forced.numel(), self.density, well_served)
         ranks = row_ranks((-mass).masked_fill(forced, -torch.inf))
         return keep_counts(ranks.masked_fill(forced, -1), counts)

@@ -159,6 +159,7 @@ def test_generate_makes_the_whole_folder(tmp_path):
     assert report.config["density"] == 0.5
     assert report.metrics.floor is not None  # unasked: the embedded model is cheap
     assert report.metrics.floor.kernel == "reference"
+    assert report.density.recall is not None  # likewise
     assert report.time.speedup_attention is not None
     assert report.density.heat_maps
     assert report.density.heat_maps[0].steps == [0, 1]

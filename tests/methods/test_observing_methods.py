@@ -16,7 +16,7 @@ from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.state import LayerState
 
 MODEL = ModelInfo("wan", 4, 16)
-NAMES = ("adaspa", "paro", "rettention", "sparse_vdit")
+NAMES = ("adaspa", "mosaic", "paro", "rettention", "sparse_vdit")
 names = pytest.mark.parametrize("name", NAMES)
 LAYOUTS = (
     TokenLayout(4, 7, 9),

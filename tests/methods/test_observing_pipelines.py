@@ -8,7 +8,7 @@ from tiny import FAMILIES, hunyuan_video_inputs, hunyuan_video_pipeline, run, wa
 import dit_sparse
 
 ALWAYS = {"dense_steps": 0, "dense_layers": [], "min_tokens": 0, "block_size": 16}
-NAMES = ("adaspa", "paro", "rettention", "sparse_vdit")
+NAMES = ("adaspa", "mosaic", "paro", "rettention", "sparse_vdit")
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -50,13 +50,14 @@ def test_what_is_carried_shows_in_the_stats_and_branches_are_apart(method):
         stats = handle.stats()
         assert torch.equal(run(pipe, inputs), first)
     observed = [(r.site.branch, r.site.layer, r.site.step) for r in stats.records if r.dense_reason]
-    steps = (0, 2) if method == "paro" else (0,)
+    steps = (0, 2) if method in ("mosaic", "paro") else (0,)
     branches = ("conditional", "unconditional")
     assert sorted(observed) == sorted((b, layer, s) for b in branches for layer in range(2) for s in steps)
     sites, heads, tokens, blocks = 4, 2, 105, 7
     mask = heads * blocks  # a byte holds a row of seven bits
     expected = {
         "adaspa": mask,
+        "mosaic": mask + heads,
         "paro": mask + heads,
         "rettention": heads * tokens * (2 + 16 * 4),
         "sparse_vdit": mask + 2 * heads,

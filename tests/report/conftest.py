@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from browser import Connection, Page, chromium, find_chromium
+from browser import Page, chromium, find_chromium
 from report_samples import make_context, make_pair
 
 from dit_sparse.report.compare import write_comparison
@@ -20,9 +21,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     return folder, write_comparison(folder, make_pair(), make_context(), fps=8)
 
 
-@pytest.fixture(scope="session")
-def connection() -> Iterator[Connection]:
-    """The system's Chromium, started once."""
+@pytest.fixture(scope="module")
+def connection() -> Iterator[Any]:
+    """The system's Chromium, started once for every file: its event loop must not outlive these tests."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is missing: the page is tested with it")
     path = find_chromium()
     if path is None:
         pytest.skip("no Chromium or Chrome found: the page is tested where one is installed")
@@ -31,10 +33,9 @@ def connection() -> Iterator[Connection]:
 
 
 @pytest.fixture
-def page(connection: Connection) -> Iterator[Page]:
+def page(connection: Any) -> Iterator[Page]:
     """A fresh tab, 1280 x 900, light, without motion."""
     opened = Page(connection)
-    opened.resize(1280, 900)
     opened.media()
     yield opened
     opened.close()

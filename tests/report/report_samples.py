@@ -8,7 +8,8 @@ import torch
 from dit_sparse.layout import Site, SiteRecord
 from dit_sparse.report.compare import Context, Pair
 from dit_sparse.report.generation import Run
-from dit_sparse.report.schema import ModelInfo
+from dit_sparse.report.recall import CallRecall, recall_section
+from dit_sparse.report.schema import ModelInfo, Recall
 from dit_sparse.stats import Stats
 
 SCRIPT_PROMPT = "a <script>alert('x')</script> & \"quoted\" circle"
@@ -33,7 +34,8 @@ def make_stats(layers: int = 3, steps: int = 4) -> Stats:
                 if (step, layer) == (steps - 1, 0):
                     reason = "attention_mask"
                 density = 1.0 if reason else 0.25 if branch == "conditional" else 0.35
-                records.append(SiteRecord(site, density, reason, "dense" if reason else "gathered"))
+                heads = None if reason else torch.tensor([density - 0.05, density + 0.05])
+                records.append(SiteRecord(site, density, reason, "dense" if reason else "gathered", heads))
     return Stats(tuple(records), state_bytes=1234)
 
 
@@ -46,13 +48,21 @@ def make_pair(*, compare: bool = True, identical: bool = False, floor: bool = Tr
         "step_s": (0.5, 0.5, 0.5, 0.5),
         "attention_s": 0.6,
         "linear_s": 0.5,
+        "step_transformer_s": (0.375, 0.375, 0.375, 0.375),
         "step_attention_s": (0.3, 0.1, 0.1, 0.1),
+        "step_linear_s": (0.05, 0.15, 0.15, 0.15),
+    }
+    stages = {
+        "order": (0.06, (0.0, 0.02, 0.02, 0.02)),
+        "select": (0.03, (0.0, 0.01, 0.01, 0.01)),
+        "attend": (0.21, (0.0, 0.07, 0.07, 0.07)),
+        "dense": (0.3, (0.3, 0.0, 0.0, 0.0)),
     }
     slower = {"end_to_end_s": 6.0, "denoise_s": 5.0, "transformer_s": 4.5, "attention_s": 3.0}
     dense = Run(frames=make_video(frames), **{**times, **slower})
     apart = np.linspace(0.01, 0.03, frames, dtype=np.float32)[:, None, None, None]
     video = dense.frames if identical else np.clip(dense.frames + apart, 0, 1)
-    sparse = Run(frames=video, stats=make_stats(), peak_memory_bytes=3 * 2**30, **times)
+    sparse = Run(frames=video, stats=make_stats(), peak_memory_bytes=3 * 2**30, stages=stages, **times)
     second = Run(frames=np.clip(dense.frames + 1e-3, 0, 1), stats=make_stats(), **times)
     method = {"method": "svg2", "density": 0.25}
     return Pair(
@@ -62,7 +72,18 @@ def make_pair(*, compare: bool = True, identical: bool = False, floor: bool = Tr
         torch.device("cpu"),
         warmup=False,
         floor=second if compare and floor else None,
+        recall=make_recall(),
+        recall_unmeasured=None,
     )
+
+
+def make_recall() -> Recall | None:
+    """Two layers whose heads keep 70 and 90, and 80 and 100 percent, one of two steps of each."""
+    calls = [
+        CallRecall(Site(layer, step, 4), torch.tensor(heads))
+        for layer, step, heads in ((1, 2, [0.7, 0.9]), (2, 3, [0.8, 1.0]))
+    ]
+    return recall_section(calls, rows=32)
 
 
 def make_context(prompt: str = SCRIPT_PROMPT) -> Context:

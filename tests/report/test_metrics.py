@@ -59,6 +59,62 @@ def test_ssim_agrees_with_the_formula(height, width):
     assert ssim_per_frame(a, b) == pytest.approx(expected, abs=1e-6)
 
 
+def as_images(video: np.ndarray):
+    """Frames as torchmetrics takes them: float64 [F, 3, H, W]."""
+    import torch
+
+    return torch.from_numpy(video.astype(np.float64)).permute(0, 3, 1, 2)
+
+
+SHAPES = [(3, 33, 47), (1, 64, 48), (2, 12, 31), (4, 13, 128)]
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), SHAPES)
+def test_psnr_agrees_with_torchmetrics(frames, height, width):
+    """Same definition, peak 1, one value per frame; torchmetrics takes its logarithms in float32: 1e-6."""
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    a, b = make_video(frames, height, width), make_video(frames, height, width, seed=5)
+    expected = functional.peak_signal_noise_ratio(
+        as_images(b), as_images(a), data_range=1.0, reduction="none", dim=(1, 2, 3)
+    )
+    assert psnr_per_frame(a, b) == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), SHAPES)
+def test_ssim_agrees_with_torchmetrics(frames, height, width):
+    """Window 11, sigma 1.5, population covariance, K1 = 0.01, K2 = 0.03.
+
+    torchmetrics reflects the border and counts it; Wang et al. 2004 and scikit-image count the windows that
+    lie inside. On these the two agree to 1e-6.
+    """
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    a, b = make_video(frames, height, width), make_video(frames, height, width, seed=5)
+    _, everywhere = functional.structural_similarity_index_measure(
+        as_images(b),
+        as_images(a),
+        gaussian_kernel=True,
+        sigma=1.5,
+        kernel_size=11,
+        data_range=1.0,
+        k1=0.01,
+        k2=0.03,
+        reduction="none",
+        return_full_image=True,
+    )
+    expected = everywhere[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
+    assert ssim_per_frame(a, b) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_identical_and_single_frames_agree_with_torchmetrics():
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    a = make_video(1, 33, 47)
+    assert functional.peak_signal_noise_ratio(as_images(a), as_images(a), data_range=1.0) == math.inf
+    assert psnr_per_frame(a, a) == [math.inf]
+    same = functional.structural_similarity_index_measure(as_images(a), as_images(a), data_range=1.0)
+    assert ssim_per_frame(a, a) == pytest.approx([float(same)], abs=1e-9)
+    assert compare_frames(a, a).identical
+
+
 def test_identical_videos_are_named_so():
     metrics = compare_frames(make_video(), make_video())
     assert metrics.identical
@@ -91,8 +147,15 @@ def test_what_cannot_be_compared_is_refused(metric):
         metric(a, a[:4])
     broken = a.copy()
     broken[3, 0, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="NaN or infinite values, first in frame 3"):
+    with pytest.raises(
+        ValueError, match="the candidate video holds NaN or infinite values, first in frame 3"
+    ):
         metric(a, broken)
+    broken[1] = np.inf
+    with pytest.raises(
+        ValueError, match="the reference video holds NaN or infinite values, first in frame 1"
+    ):
+        metric(broken, a)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         metric(a, a * 255)
     with pytest.raises(ValueError, match=r"\[F, H, W, 3\]"):

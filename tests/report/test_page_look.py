@@ -22,7 +22,10 @@ TEXT_ON = {
     "--warn": ("--warn-back",),
     "--on-accent": ("--accent",),
 }
-MARKS = ("--second", "--edge", "--attention", "--linear", "--rest", "--between", "--around")
+MARKS = (
+    *("--second", "--edge", "--attention", "--linear", "--rest", "--between", "--around"),
+    *("--attend", "--dense-calls", "--order", "--permute", "--select", "--correct", "--restore", "--other"),
+)
 MARKS_ON = dict.fromkeys(MARKS, ("--panel",))
 COLOURS = """Object.fromEntries(%s.map((name) => {
   const probe = document.body.appendChild(document.createElement("i"));
@@ -154,9 +157,48 @@ def test_heat_map_with_and_without_the_guard(opened: Page):
     guarded, shown = opened.evaluate(cell.format(0)), opened.evaluate(cell.format(1))
     assert guarded != shown  # the guard at 100 %, the call beside it at a quarter
     assert sparse != shown  # on the scale up to 100 % it is paler
-    box = opened.box(".cells i:nth-child(2)")
-    opened.mouse("mouseMoved", box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    hover(opened, ".cells i:nth-child(2)")
     assert opened.evaluate("document.getElementById('cell').textContent") == "layer 0, step 2: 30.0 %"
+
+
+def hover(page: Page, selector: str) -> None:
+    box = page.box(selector)
+    page.mouse("mouseMoved", box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def test_heads_and_recall_have_maps_of_their_own(opened: Page):
+    hover(opened, "[aria-label='Density of transformer by layer and head'] i:nth-child(2)")
+    words = "document.getElementById('cell').textContent"
+    # Layer 0 ran 2 of its 8 calls dense in step 0, and 2 in step 3; head 1 keeps 30 and 40 % of the others.
+    assert opened.evaluate(words) == "layer 0, head 1: 35.0 %, with dense guard 67.5 %"
+    hover(opened, "[aria-label='Recall of transformer by layer and head'] i:nth-child(3)")
+    recall = "document.querySelectorAll('.heats')[1].querySelector('output')"
+    assert opened.evaluate(f"{recall}.textContent") == "layer 2, head 0: 80.0 %"
+    assert opened.evaluate(words).startswith("layer 0, head 1")  # each speaks for itself
+    hover(opened, "[aria-label='Recall of transformer by layer and step'] i:nth-child(2)")
+    assert opened.evaluate(f"{recall}.textContent") == "layer 1, step 4: no sparse call"
+
+
+def test_columns_of_the_steps_are_as_high_as_their_seconds(opened: Page):
+    heights = opened.evaluate(
+        "[...document.querySelectorAll('.stack')].map((s) => [...s.children].map((c) =>"
+        "[...c.children].reduce((sum, i) => sum + i.getBoundingClientRect().height, 0) / s.clientHeight))"
+    )
+    assert heights == [[pytest.approx(5 / 6, abs=0.01)] * 4] * 2  # steps of 0.5 s on an axis up to 0.6
+    first = opened.evaluate(
+        "[...document.querySelectorAll('.stack')[1].children[0].children].map((i) => i.className)"
+    )
+    assert first == ["at-dense", "linear", "rest", "between"]
+
+
+def test_labels_of_layers_stand_at_their_rows(opened: Page):
+    centres = opened.evaluate(
+        "['.rows span', '.cells i:nth-child(4n + 1)'].map((s) =>"
+        "[...document.querySelector('.heat').querySelectorAll(s)].map((e) => {"
+        "const b = e.getBoundingClientRect(); return b.y + b.height / 2; }))"
+    )
+    assert len(centres[0]) == 3
+    assert centres[0] == pytest.approx(centres[1], abs=1.5)
 
 
 def test_a_page_without_a_dense_run(page: Page, tmp_path: Path):

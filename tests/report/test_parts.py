@@ -52,7 +52,7 @@ def sparse_run(family: str, pipe: Any, **options: Any) -> generation.Run:
     fields = {"density": 0.5, "dense_steps": 1, "min_tokens": 0, "block_size": 8}
     with dit_sparse.sparse_attention(pipe, "svg2", **fields) as handle:
         run = generate(family, pipe, handle=handle, **options)
-        assert all("run" not in vars(runtime) for runtime in handle._runtimes)
+        assert all("run" not in vars(runtime) for runtime in handle.runtimes)
     return run
 
 

@@ -9,7 +9,6 @@ from dit_sparse.layout import Site, SiteRecord
 from dit_sparse.report.bands import BANDS, SCALE_TOP_DB, psnr_scale
 from dit_sparse.report.breakdown import breakdown
 from dit_sparse.report.density import dense_calls, density_section
-from dit_sparse.report.html import step_chart
 from dit_sparse.report.schema import Report, RunTime, Time
 from dit_sparse.report.templating import MISSING, byte_size, flatten, number, percent, ranges
 
@@ -51,17 +50,6 @@ def test_clocks_that_disagree_give_no_negative_part():
     late = RunTime(denoise_s=5.0, end_to_end_s=5.0, transformer_s=5.001, step_s=[], attention_s=1, linear_s=1)
     parts = breakdown(Time(sparse_s=5, sparse=late, warmup=False)).sparse
     assert min(part.seconds for part in parts) == 0
-
-
-def test_step_chart_shows_attention_where_it_was_measured(written):
-    _, report = written
-    chart = step_chart(report)
-    assert chart is not None
-    assert [s.name for s in chart.series] == ["dense", "dense, attention", "sparse", "sparse, attention"]
-    bare = report.model_copy(update={"time": Time(sparse_s=6, sparse=run_time(), warmup=False)})
-    chart = step_chart(bare)
-    assert chart is not None
-    assert [s.name for s in chart.series] == ["sparse"]
 
 
 def with_psnr(report: Report, psnr: float | None, floor: float | None) -> Report:

@@ -24,15 +24,15 @@ if (copy && navigator.clipboard) {
   });
 }
 
-// Heat map: colours of the sparse calls alone or with the dense guard; the cell under the pointer in words.
-const heats = byId("heats");
-if (heats) {
+// Heat maps: the cell under the pointer in words; colours of the sparse calls alone or with the dense guard.
+for (const heats of all(".heats")) {
   const switches = all("[data-guard]", heats);
   for (const button of switches) button.addEventListener("click", () => {
     heats.toggleAttribute("data-guard-shown", button.dataset.guard === "with");
     for (const other of switches) other.setAttribute("aria-pressed", String(other === button));
   });
+  const words = heats.querySelector("output");
   heats.addEventListener("pointerover", (event) => {
-    if (event.target.matches(".cells i")) byId("cell").textContent = event.target.title;
+    if (event.target.matches(".cells i")) words.textContent = event.target.title;
   });
 }
