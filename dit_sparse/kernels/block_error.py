@@ -3,7 +3,7 @@
 Skipping pays where the means serve, wherever the mass lies. All functions give, for every pair of
 blocks, the square of what the attention output is off by to first order when that pair alone is skipped,
 averaged over the rows of the query block, up to a factor that is the same for all pairs. The torch paths
-define; none has a faster one so far.
+define; the exact one has a Triton kernel.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.kernels.checks import check_block_size, check_pair, resolve_scale
+from dit_sparse.kernels.dispatch import use_triton
 from dit_sparse.kernels.pooling import CHUNK_BYTES, block_lengths, mean_key_logits, pool_blocks
 from dit_sparse.kernels.variable_blocks import VariableBlocks, members, pool_variable
 from dit_sparse.layout import ceil_div
@@ -30,6 +31,7 @@ def skip_error(
     scale: float | None = None,
     *,
     compensated: bool = True,
+    impl: str = "auto",
 ) -> Tensor:
     """The error of skipping each block, from dense attention: the limit of every estimate.
 
@@ -43,6 +45,8 @@ def skip_error(
         block_size: (query, key) block in tokens.
         scale: factor on the logits; 1 / sqrt(D) when None.
         compensated: whether skipped blocks enter through their means.
+        impl: "auto" (Triton on a GPU, for head sizes up to 128), "triton" or "reference". Triton rounds
+            weights and means to the dtype of the inputs.
 
     Returns:
         float32 ``[B, H, nQ, nK]``.
@@ -50,6 +54,12 @@ def skip_error(
     check_pair(q, k)
     check_block_size(block_size)
     scale = resolve_scale(scale, q.shape[-1])
+    if use_triton(q, impl, products=True):
+        from dit_sparse.kernels import triton_skip_error
+
+        return triton_skip_error.skip_error(
+            q, k, v, out, lse, block_size, scale=scale, compensated=compensated
+        )
     block_q, block_k = block_size
     lengths = block_lengths(k.shape[1], block_k, k.device)
     means_k, means_v = pool_blocks(k, block_k, impl="reference"), pool_blocks(v, block_k, impl="reference")

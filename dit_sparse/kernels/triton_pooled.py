@@ -359,7 +359,7 @@ def pool(x: Tensor, block_size: int) -> Tensor:
     return _pool(x, block_size, torch.empty(shape, dtype=torch.float32, device=x.device))
 
 
-def _padded_means(x: Tensor, block_size: int, tile_n: int) -> Tensor:
+def padded_means(x: Tensor, block_size: int, tile_n: int) -> Tensor:
     """Block means in the dtype of ``x``: ``[B, H, rows, D_PAD]``, both padded with zeros to whole tiles."""
     batch, tokens, heads, dim = x.shape
     rows = ceil_div(ceil_div(tokens, block_size), tile_n) * tile_n
@@ -418,7 +418,7 @@ def attend(
     block_q, block_k = block_map.block_size
     config = config or compensation_config(q, block_q)
     tiles = ceil_div(block_q, config.tile_m)
-    keys, values = (_padded_means(x, block_k, config.tile_n) for x in (k, v))
+    keys, values = (padded_means(x, block_k, config.tile_n) for x in (k, v))
     bias = _bias(block_map, keys.shape[2])
     if first is None:
         sparse, merge = None, False
@@ -455,7 +455,7 @@ def mass(
     block_q, block_k = block_size
     config = config or mass_config(q, block_q)
     tiles = ceil_div(block_q, config.tile_m)
-    keys = _padded_means(k, block_k, config.tile_n)
+    keys = padded_means(k, block_k, config.tile_n)
     query_blocks, num_blocks = ceil_div(num_queries, block_q), ceil_div(k.shape[1], block_k)
     scale_log2 = scale * LOG2_E
     shares = torch.empty(batch, heads, query_blocks * tiles, num_blocks, dtype=torch.float32, device=q.device)

@@ -1,4 +1,4 @@
-"""Queries against mean keys: compensation of skipped blocks, mean-key mass, pooling; and the exact mass."""
+"""Queries against mean keys: compensation of skipped blocks, mean-key mass, pooling; exact mass and errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from functools import partial
 
 import torch
 
-from dit_sparse.kernels import block_mass, block_sparse_attention, compensate, mean_key_mass, pool_blocks
+from dit_sparse.kernels import (
+    block_mass,
+    block_sparse_attention,
+    compensate,
+    mean_key_mass,
+    pool_blocks,
+    skip_error,
+)
 from dit_sparse.kernels.dispatch import use_triton
 from dit_sparse.layout import ceil_div
 from gpu_bench.harness import (
@@ -66,6 +73,10 @@ def pooled_rows(name: str, shape: tuple[int, int, int], settings: Settings) -> l
             run = partial(block_mass, q, k, lse, BLOCK, impl=impl)
             products = 2.0 * tokens * tokens * dim * heads
             rows.append(measure(base | {"kernel": f"block_mass {impl}"}, run, settings, products))
+            some = (q[:, ::4], k, v, out[:, ::4], lse[..., ::4])  # a quarter of the rows stands for a block
+            run = partial(skip_error, *some, (BLOCK[0] // 4, BLOCK[1]), impl=impl)
+            name = f"skip_error {impl}, 1/4 of the rows"
+            rows.append(measure(base | {"kernel": name}, run, settings, products / 2))
         elapsed = settings.time(partial(pool_blocks, k, BLOCK[1], impl=impl))
         read = k.numel() * k.element_size() / elapsed / 1e6
         rows.append(base | {"kernel": f"pool_blocks {impl}", "ms": round(elapsed, 3), "GB/s": round(read)})

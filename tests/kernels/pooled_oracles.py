@@ -95,3 +95,32 @@ def block_mass64(q: Tensor, k: Tensor, lse: Tensor, block: tuple[int, int], scal
             torch.stack([part.sum(dim=-1).mean(dim=-1) for part in shares.split(block[1], dim=-1)], -1)
         )
     return torch.stack(rows, dim=2)
+
+
+def skip_error64(q, k, v, out, lse, block, scale, compensated):
+    """``(errors, adds)``, ``[B, H, nQ, nK]``: mean over rows of the squared distance that skipping one block
+    makes, and of the square of what the block adds to the output, which roundings are relative to."""
+    heads = [x.double().transpose(1, 2) for x in (q, k, v, out)]
+    rows_of, keys, values, outs = heads
+    means = means64(k, block[1]).transpose(1, 2), means64(v, block[1]).transpose(1, 2)
+    lengths = log_lengths(k.shape[1], block[1], k.device).exp()
+    errors, adds = [], []
+    for start in range(0, q.shape[1], block[0]):
+        some = slice(start, start + block[0])
+        row, o, known = rows_of[:, :, some], outs[:, :, some], lse[:, :, some, None].double()
+        shares = (row @ keys.transpose(-1, -2) * scale - known).exp()
+        pooled = (row @ means[0].transpose(-1, -2) * scale - known).exp() * lengths
+        error, add = [], []
+        for j, (weights, part) in enumerate(zip(shares.split(block[1], -1), values.split(block[1], 2))):
+            added = weights @ part
+            missing = added - weights.sum(-1, keepdim=True) * o
+            if compensated:
+                missing = missing - pooled[..., j, None] * (means[1][:, :, None, j] - o)
+            error.append(missing.square().sum(-1).mean(-1))
+            add.append(
+                added.square().sum(-1).mean(-1)
+                + (weights.sum(-1, keepdim=True) * o).square().sum(-1).mean(-1)
+            )
+        errors.append(torch.stack(error, -1))
+        adds.append(torch.stack(add, -1))
+    return torch.stack(errors, 2), torch.stack(adds, 2)
