@@ -1,4 +1,4 @@
-"""Queries against mean keys: compensation of skipped blocks, mean-key mass, pooling; exact mass and errors."""
+"""Queries against mean keys: compensation, mean-key mass, pooling; and exact mass and errors of blocks."""
 
 from __future__ import annotations
 
