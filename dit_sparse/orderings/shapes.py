@@ -39,12 +39,14 @@ class LearntShapes:
             attention.
         compensated: compare with what :class:`~dit_sparse.corrections.PooledCompensation` makes good; else
             by the mask of the heaviest blocks alone.
+        tiles: try tiles beside the axis orders.
     """
 
     density: float = 0.25
     again: float | None = 0.5
     query_blocks: int = 32
     compensated: bool = True
+    tiles: bool = True
 
     def __post_init__(self) -> None:
         check_learning(self.density, self.again, self.query_blocks)
@@ -55,7 +57,7 @@ class LearntShapes:
         chosen = context.state.values.get(CHOICE)
         if chosen is None:
             return TokenOrder()
-        candidates, choice = shape_orders(context, q.device), chosen.long()
+        candidates, choice = shape_orders(context, q.device, tiles=self.tiles), chosen.long()
         order = torch.stack(candidates)[choice]
         return TokenOrder(order, order, candidates=candidates, choice=choice)
 
@@ -68,7 +70,7 @@ class LearntShapes:
         context = seen.context
         missed, energy = order_errors(
             *(seen.q, seen.k, seen.v, seen.out, seen.lse, context, self.density, self.query_blocks),
-            shape_orders(context, seen.q.device),
+            shape_orders(context, seen.q.device, tiles=self.tiles),
             compensated=self.compensated,
         )
         # Other orders compare other queries: errors count against what those had.
@@ -77,13 +79,13 @@ class LearntShapes:
         context.state.values[STEP] = context.site.step
 
 
-def shape_orders(context: PlanContext, device: torch.device) -> tuple[Tensor, ...]:
+def shape_orders(context: PlanContext, device: torch.device, *, tiles: bool = True) -> tuple[Tensor, ...]:
     """The orders to choose from, int64 ``[Nv]`` each: the six axis orders, then those of
     :func:`block_tiles`."""
     grid = context.layout.grid
     runs = tuple(axis_order(grid, axes, device) for axes in AXIS_ORDERS)
-    tiles = block_tiles(context.block_size[0], grid)
-    return runs + tuple(tile_order(grid, tile, device) for tile in tiles)
+    found = block_tiles(context.block_size[0], grid) if tiles else ()
+    return runs + tuple(tile_order(grid, tile, device) for tile in found)
 
 
 def block_tiles(tokens: int, grid: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:

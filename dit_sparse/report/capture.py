@@ -145,8 +145,8 @@ def figures_by_layer(method: SparseMethod, calls: Sequence[CapturedCall]) -> lis
     """Attend to captured calls by a method, each as if all before it had been dense.
 
     The last captured step is measured. Earlier ones are there to be learnt from: the method's parts observe
-    them, or plan at them, so that what they carry is at hand. The guards of the method are left out of
-    account.
+    the one before, however many steps lie between, or plan at them, so that what they carry is at hand. The
+    guards of the method are left out of account.
 
     Args:
         method: the composition to measure.
@@ -155,9 +155,8 @@ def figures_by_layer(method: SparseMethod, calls: Sequence[CapturedCall]) -> lis
     Returns:
         One entry per layer.
     """
-    last = max(call.site.step for call in calls)
-    first = min(call.site.step for call in calls)
-    guard = range(last) if last > first else ()
+    steps = sorted({call.site.step for call in calls})
+    last, guard = steps[-1], range(steps[-2] + 1) if len(steps) > 1 else ()
     schedule = replace(method.schedule, dense_steps=guard, dense_layers=(), min_tokens=0)
     method = replace(method, schedule=schedule)
     states: dict[tuple[str, int], LayerState] = {}
