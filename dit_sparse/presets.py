@@ -89,7 +89,12 @@ def load_preset(name_or_path: str | Path) -> Preset:
     fields = content.get("fields") or {}
     if not isinstance(content.get("method"), str) or not isinstance(fields, dict):
         raise ValueError(f"profile {str(path)!r}: `method` must be a name and `fields` a mapping")
-    return Preset(content["method"], fields)
+    return Preset(content["method"], {name: _as_tuples(value) for name, value in fields.items()})
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists, and lists in them, as tuples: fields of methods are hashable, and YAML knows lists only."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _shipped(suffix: str) -> Iterator[tuple[str, Path]]:

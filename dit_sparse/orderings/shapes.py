@@ -44,7 +44,7 @@ class LearntShapes:
 
     density: float = 0.25
     again: float | None = 0.5
-    query_blocks: int = 32
+    query_blocks: int = 16
     compensated: bool = True
     tiles: bool = True
 
