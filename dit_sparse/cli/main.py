@@ -12,7 +12,9 @@ from dit_sparse.cli.errors import OneLineErrors
 from dit_sparse.cli.eval import evaluate
 from dit_sparse.cli.generate import generate
 from dit_sparse.cli.inspect_attention import inspect_attention
+from dit_sparse.cli.inspect_profile import inspect_profile
 from dit_sparse.cli.list import list_everything
+from dit_sparse.cli.profile import profile
 
 app = typer.Typer(
     name="dit-sparse",
@@ -27,6 +29,8 @@ app.command("generate")(generate)
 app.command("compare")(compare)
 app.command("eval")(evaluate)
 app.command("inspect-attention")(inspect_attention)
+app.command("profile")(profile)
+app.command("inspect")(inspect_profile)
 app.command("list")(list_everything)
 app.command("doctor")(doctor)
 

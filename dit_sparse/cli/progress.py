@@ -116,3 +116,30 @@ class ClipsProgress:
             self._progress.update(self._run, description=name, completed=step, total=total)
         if self._all is not None and total:
             self._progress.update(self._all, completed=self._done + min(step / total, 1.0) * 0.99)
+
+
+class RecordProgress:
+    """Progress of :func:`dit_sparse.profiler.record`: layers of observed steps, and perturbed forwards."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = _bars(console, speed_estimate_period=ALL_OF_IT_S)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> RecordProgress:
+        self._progress.start()
+        self._task = self._progress.add_task("load", total=None)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def start(self, total: int, done: int = 0) -> None:
+        """A recording of ``total`` units begins, of which ``done`` are there already."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task("record", total=total, completed=done)
+
+    def advance(self) -> None:
+        """One more unit is done."""
+        if self._task is not None:
+            self._progress.advance(self._task)
