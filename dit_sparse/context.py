@@ -16,7 +16,8 @@ from torch import Tensor
 from dit_sparse.layout import Site, TokenLayout
 from dit_sparse.state import LayerState
 
-if TYPE_CHECKING:  # the room of selectors lies above this one
+if TYPE_CHECKING:  # these rooms lie above this one
+    from dit_sparse.corrections.base import CorrectionInput
     from dit_sparse.selectors.base import SelectionInput
 
 
@@ -107,6 +108,8 @@ class Observation:
         context: where the call is, and its state.
         sparse: computes what the method itself would have at this call, without correction: output
             ``[B, N, H, D]`` and log-sum-exp ``[B, H, N]``. It costs a plan and a sparse attention.
+        problem: what the selector would be asked. It costs an order and a permutation.
+        to_correct: what the correction would be given, at the cost of ``sparse``.
     """
 
     q: Tensor
@@ -117,6 +120,7 @@ class Observation:
     context: PlanContext
     sparse: Callable[[], tuple[Tensor, Tensor]]
     problem: Callable[[], SelectionInput]
+    to_correct: Callable[[], CorrectionInput]
 
 
 @runtime_checkable

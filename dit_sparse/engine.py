@@ -34,6 +34,8 @@ class SparseMethod:
         correction: how what was skipped is made good; None for not at all.
         schedule: when the sparse path runs.
         block_size: tokens per block on both axes, or "auto" by sequence length.
+        share_branches: both guidance branches carry one state: what is learnt in the first to run serves the
+            other.
         precision: arithmetic of the sparse attention, see
             :func:`dit_sparse.kernels.block_sparse_attention`; or a rule that gives it call by call.
     """
@@ -44,6 +46,7 @@ class SparseMethod:
     correction: Correction | None = None
     schedule: Schedule = field(default_factory=Schedule)
     block_size: int | str = "auto"
+    share_branches: bool = False
     precision: str | PrecisionRule = "native"
 
     def __post_init__(self) -> None:
@@ -131,13 +134,9 @@ def sparse_attention(
         out = call.attend(precision, impl)
         context.ended("attend")
     else:
-        out, lse = call.attend_with_lse(precision, impl)
+        given = call.to_correct(precision, impl, context)
         context.ended("attend")
-        out = method.correction.apply(
-            CorrectionInput(
-                call.q, call.k, call.v, out, lse, call.block_map, context.scale, call.plan.q_order, context
-            )
-        )
+        out = method.correction.apply(given)
         context.ended("correct")
     out = _restored(out, call.plan.q_order)
     context.ended("restore")
@@ -163,11 +162,14 @@ def observed_attention(
     def problem() -> SelectionInput:
         return _posed(q, k, v, method, context)[0]
 
+    def to_correct() -> CorrectionInput:
+        return _reordered(q, k, v, method, context).to_correct(method.precision_at(context), impl, context)
+
     context.state.match(context.layout, q.shape[0], q.shape[2])
     context.state.plan = None
     for part in method.observers:
         if part.wants(context):
-            part.observe(Observation(q, k, v, out, lse, context, sparse, problem))
+            part.observe(Observation(q, k, v, out, lse, context, sparse, problem, to_correct))
     context.state.plan = None
     return out
 
@@ -183,9 +185,8 @@ def uncorrected_attention(
         ``[B, N, H, D]`` and float32 ``[B, H, N]``, in the model's token order.
     """
     call = _reordered(q, k, v, method, context)
-    out, lse = call.attend_with_lse(method.precision_at(context), impl)
-    order = call.plan.q_order
-    return _restored(out, order), lse if order is None else _unsorted(lse, order)
+    given, order = call.to_correct(method.precision_at(context), impl, context), call.plan.q_order
+    return _restored(given.out, order), given.lse if order is None else _unsorted(given.lse, order)
 
 
 @dataclass(frozen=True)
@@ -206,18 +207,12 @@ class _Call:
         assert isinstance(out, Tensor)
         return out
 
-    def attend_with_lse(self, precision: str, impl: str) -> tuple[Tensor, Tensor]:
+    def to_correct(self, precision: str, impl: str, context: PlanContext) -> CorrectionInput:
+        qkv = (self.q, self.k, self.v)
         out, lse = kernels.block_sparse_attention(
-            self.q,
-            self.k,
-            self.v,
-            self.block_map,
-            scale=self.scale,
-            return_lse=True,
-            impl=impl,
-            precision=precision,
+            *qkv, self.block_map, scale=self.scale, return_lse=True, impl=impl, precision=precision
         )
-        return out, lse
+        return CorrectionInput(*qkv, out, lse, self.block_map, self.scale, self.plan.q_order, context)
 
 
 def _reordered(q: Tensor, k: Tensor, v: Tensor, method: SparseMethod, context: PlanContext) -> _Call:

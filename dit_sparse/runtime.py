@@ -128,7 +128,8 @@ class Runtime:
         return parts
 
     def _context(self, q: Tensor, batch: int, layout: TokenLayout, call: Call, sample: int) -> PlanContext:
-        state = self.state.layer(call.site, sample)
+        shared = replace(call.site, branch="batched") if self.method.share_branches else call.site
+        state = self.state.layer(shared, sample)
         state.match(layout, batch, q.shape[2])
         return self.method.context(
             layout, call.site, state, head_dim=q.shape[-1], scale=call.scale, num_layers=call.num_layers

@@ -78,6 +78,7 @@ BELOW = {
         "methods",
         "embedded",
         "kernels",
+        "orderings",
         "patterns",
         "presets",
         "stats",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from dit_sparse.corrections import LearntCompensation
 from dit_sparse.engine import SparseMethod
 from dit_sparse.methods.base import ComposedConfig, ModelInfo, register_method
 from dit_sparse.orderings import LearntShapes
@@ -35,18 +36,26 @@ class Mosaic(ComposedConfig):
         relearn: fraction of the steps at which orders and masks are learnt again, in [0, 1], which makes that
             step dense; None for never.
         scope: "layer" spends one budget over all heads, "head" and "row" equally.
+        share_branches: both guidance branches take the orders and blocks of the one that runs first. Their
+            errors are then alike and cancel in the guided difference, which would amplify them otherwise.
     """
 
     name: ClassVar[str] = "mosaic"
     citation: ClassVar[str] = "this project, docs/findings.md"
 
-    correction: str = "pooled"
+    correction: str = "learnt"
     relearn: float | None = 0.5
     scope: Scope = "layer"
+    share_branches: bool = True
 
     def build(self, model: ModelInfo) -> SparseMethod:
         """Compose learnt shapes, observed blocks and the correction."""
-        density, compensated = self.target_density, self.correction == "pooled"
+        density, compensated = self.target_density, self.correction in ("pooled", "learnt")
         observed = ObservedError if compensated else ObservedMass
         selector: Selector = observed(density, self.scope, again=self.relearn)
-        return self.compose(selector, LearntShapes(density, self.relearn, compensated=compensated))
+        method = self.compose(
+            selector,
+            LearntShapes(density, self.relearn, compensated=compensated),
+            correction=LearntCompensation(again=self.relearn) if self.correction == "learnt" else None,
+        )
+        return replace(method, share_branches=self.share_branches)
