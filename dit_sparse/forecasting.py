@@ -116,8 +116,8 @@ def forecast(
         text_tokens: of the prompt as the transformer sees it; the pipeline's longest when None.
         planning: what a sparse call spends beside attention, as a share of its dense attention, >= 0. An
             assumption: it depends on method and kernels, and the report of a run says what it was.
-        rates: of the device; when None those of the pipeline's own in :data:`dit_sparse.work.DEVICE_RATES`. From
-            a dense run of the same model at another size: :meth:`dit_sparse.work.Work.rates`.
+        rates: of the device; when None those of the pipeline's own in :data:`dit_sparse.work.DEVICE_RATES`.
+            From a dense run of the same model at another size: :meth:`dit_sparse.work.Work.rates`.
         compiled: whether the transformer is compiled (element-wise kernels are fused).
 
     Raises:
