@@ -1,4 +1,4 @@
-"""Pooled compensation where it helps, and the offset that it leaves."""
+"""Pooled compensation where it helps, and the offset that is left."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class LearntCompensation:
     which every query then gets the same wrong share of. What is worse, the error no longer differs from query
     to query: in the first layer of the embedded model two thirds of it are one vector for all tokens, which
     the network hands on as an offset of the whole video (docs/findings.md). So a head is compensated only
-    where that lowers its error by ``margin``, and the mean error over the queries, D numbers per head, is
-    carried and added: Re-ttention's residual (arXiv 2505.22918) without its size.
+    where that lowers its error to ``margin``. With ``offset`` the mean error over the queries, D numbers per
+    head, is carried and added: Re-ttention's residual (arXiv 2505.22918) without its size.
 
     Args:
         margin: a head is compensated where its squared error falls below this share of the uncompensated one,
@@ -33,7 +33,7 @@ class LearntCompensation:
         again: fraction of the steps after which both are learnt once more, from a dense step; None for never.
     """
 
-    margin: float = 0.9
+    margin: float = 0.5
     offset: bool = True
     again: float | None = 0.5
 

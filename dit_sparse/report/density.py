@@ -127,6 +127,7 @@ def head_choices(config: Any) -> tuple[HeadChoices, ...]:
             transformer=component,
             names=list(KINDS),
             steps=list(profile.header.schedule.groups),
+            num_steps=profile.header.schedule.num_steps,
             kinds=profile.table.kind.tolist(),
         )
         for component, profile in sorted(config.profiles.items())

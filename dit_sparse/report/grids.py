@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dit_sparse.report.schema import HeadChoices, HeadMap, HeatMap, Recall, RecallMap
 from dit_sparse.report.templating import percent
@@ -163,8 +163,9 @@ def choice_grids(choices: HeadChoices) -> list[Grid]:
             )
             for layer, heads in enumerate(layers)
         ]
-        title = f"{choices.transformer}, steps {first + 1} to {last}"
-        grids.append(_grid(title, "kind", range(len(layers)), range(len(layers[0])), HEAD, rows))
+        title = f"{choices.transformer}, steps {first + 1} to {last} of {choices.num_steps}"
+        grid = _grid(title, "kind", range(len(layers)), range(len(layers[0])), HEAD, rows)
+        grids.append(replace(grid, title=title))
     return grids
 
 

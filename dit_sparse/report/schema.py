@@ -107,6 +107,7 @@ class HeadChoices(_Model):
     transformer: str
     names: list[str] = Field(description="what the numbers mean")
     steps: list[tuple[int, int]] = Field(description="[first, last) of every step group")
+    num_steps: int = Field(description="of the profile; a run of another number is mapped to it")
     kinds: list[list[list[int]]] = Field(description="by step group, layer and head: index into names")
 
 

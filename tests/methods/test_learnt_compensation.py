@@ -48,7 +48,7 @@ def test_heads_that_lose_by_it_are_not_compensated():
     exact = dense(*x)[0]
     plain = relative_error(run(method(None), x, LAYOUT, 1)[0][0], exact)[0]
     pooled = relative_error(run(method(PooledCompensation()), x, LAYOUT, 1)[0][0], exact)[0]
-    out, runtime = run(method(LearntCompensation(offset=False, again=None)), x, LAYOUT, 2)
+    out, runtime = run(method(LearntCompensation(0.9, offset=False, again=None)), x, LAYOUT, 2)
     assert state_of(runtime)[USE].tolist() == [(pooled**2 < 0.9 * plain**2).tolist()]
     expected = torch.where(state_of(runtime)[USE][0], pooled, plain)
     torch.testing.assert_close(relative_error(out[1], exact)[0], expected, rtol=1e-4, atol=0)
@@ -62,7 +62,7 @@ def test_the_offset_is_what_all_queries_lacked(text, position):
     x = random(layout.num_tokens, 3, 16, batch=2)
     exact = dense(*x)[0]
     plain, _ = run(method(PooledCompensation(), 0.5), x, layout, 1)
-    out, runtime = run(method(LearntCompensation(1.0, again=None), 0.5), x, layout, 2)
+    out, runtime = run(method(LearntCompensation(1.0, offset=True, again=None), 0.5), x, layout, 2)
     assert densities(runtime) == [pytest.approx(0.5, abs=0.02)]
     video = slice(layout.video_start, layout.video_start + layout.video_tokens)
     error = (exact - out[1].double())[:, video]
@@ -83,7 +83,8 @@ def test_the_offset_is_what_all_queries_lacked(text, position):
 
 def test_it_serves_later_steps_and_is_learnt_again():
     before, after = heads(), heads(offset=5.0, seed=1)
-    out, runtime = run(method(LearntCompensation(again=0.5)), [before] * 3 + [after] * 3, LAYOUT, 6)
+    built = method(LearntCompensation(again=0.5))
+    out, runtime = run(built, [before] * 3 + [after] * 3, LAYOUT, 6)
     assert [r.site.step for r in runtime.records if r.dense_reason == "observed"] == [0, 3]
     for step, x in ((2, before), (5, after)):
         exact = dense(*x)[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -10,6 +13,7 @@ import dit_sparse
 from dit_sparse.kernels import VariableBlocks
 from dit_sparse.layout import BlockMap, Site, SiteRecord
 from dit_sparse.methods.profiled import Profiled
+from dit_sparse.patterns import KINDS, load_profile
 from dit_sparse.report.density import head_choices, head_maps
 from dit_sparse.report.grids import choice_grids, density_by_head, density_by_step, density_top
 from dit_sparse.report.schema import HeadChoices, HeadMap, HeatMap
@@ -151,12 +155,29 @@ def test_choices_are_drawn_by_step_group():
         transformer="transformer",
         names=["dense", "window"],
         steps=[(2, 5), (5, 9)],
+        num_steps=9,
         kinds=[[[0, 1, 1]], [[1, 1, 0]]],
     )
     first, second = choice_grids(made)
-    assert first.title == "transformer, steps 3 to 5: 1 layer \N{MULTIPLICATION SIGN} 3 heads"
+    assert first.title == "transformer, steps 3 to 5 of 9"
     assert [cell.style for cell in first.rows[0]] == ["kind-0", "kind-1", "kind-1"]
     assert second.rows[0][2].title == "layer 0, head 2: dense"
+
+
+def test_the_choices_are_those_of_the_profile():
+    path = Path(__file__).parents[2] / "profiles" / "tiny-wan" / "balanced.safetensors"
+    profile = load_profile(path)
+    (made,) = head_choices(Profiled(str(path), {"transformer": profile}))
+    table = profile.table
+    groups, layers, heads = table.sizes
+    assert (len(made.steps), made.num_steps) == (groups, profile.header.schedule.num_steps)
+    drawn = Counter(
+        cell.title.rpartition(": ")[2] for grid in choice_grids(made) for row in grid.rows for cell in row
+    )
+    assert drawn == Counter(KINDS[kind] for kind in table.kind.flatten().tolist())
+    assert sum(drawn.values()) == groups * layers * heads
+    first = choice_grids(made)[0].rows[2][1]
+    assert first.style == f"kind-{int(table.kind[0, 2, 1])}"
 
 
 def test_methods_without_a_profile_make_no_choices():
