@@ -8,5 +8,5 @@ if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
     prompt=$1
     shift
 fi
-exec .venv/bin/dit-sparse generate "$prompt" --method svg2 --density 0.25 \
-    --set score=mean_key --set correction=pooled --compare --output outputs/quickstart "$@"
+exec .venv/bin/dit-sparse generate "$prompt" --method mosaic --density 0.25 \
+    --compare --output outputs/quickstart "$@"
