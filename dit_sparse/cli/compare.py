@@ -10,6 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from dit_sparse.cli.shared_options import (
+    Device,
+    Dtype,
+    Guidance,
+    LpipsWeights,
+    Model,
+    NumFrames,
+    Pixels,
+    PromptFile,
+    Prompts,
+    Steps,
+)
 from dit_sparse.cli.workload import PROMPTS, distinct, parse_method, read_prompts, shared_setup
 
 if TYPE_CHECKING:
@@ -17,8 +29,6 @@ if TYPE_CHECKING:
     from dit_sparse.report.comparison import Candidate
     from dit_sparse.report.comparison_schema import Setup
 
-GENERATION = "Generation"
-MACHINE = "Machine"
 DENSITIES = (0.5, 0.25, 0.1)
 
 
@@ -40,30 +50,20 @@ def compare(
     layers: Annotated[
         bool, Option("--layers/--no-layers", help="Also output error and mass recall by layer.")
     ] = False,
-    prompts: Annotated[
-        int, Option(min=1, help="Held-out prompts of the embedded model.", rich_help_panel=GENERATION)
-    ] = PROMPTS,
-    prompt_file: Annotated[
-        Path | None, Option(help="Prompts, one a line, instead.", rich_help_panel=GENERATION)
-    ] = None,
-    model: Annotated[
-        str | None, Option(help="Local folder or hub id.  [default: tiny-wan]", rich_help_panel=GENERATION)
-    ] = None,
-    height: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
-    width: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
-    num_frames: Annotated[int | None, Option(rich_help_panel=GENERATION)] = None,
-    steps: Annotated[int | None, Option(help="Denoising steps.", rich_help_panel=GENERATION)] = None,
-    guidance: Annotated[float | None, Option(help="Guidance scale.", rich_help_panel=GENERATION)] = None,
+    prompts: Prompts = PROMPTS,
+    prompt_file: PromptFile = None,
+    model: Model = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    num_frames: NumFrames = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     output: Annotated[Path, Option(help="Folder; rows that it holds already are not measured again.")] = Path(
         "dit-sparse-compare"
     ),
-    lpips_weights: Annotated[Path | None, Option(help="AlexNet weights for LPIPS.")] = None,
-    dtype: Annotated[
-        str | None, Option(help="float32, bfloat16, float16.  [default: by device]", rich_help_panel=MACHINE)
-    ] = None,
-    device: Annotated[
-        str | None, Option(help="cpu, cuda, cuda:1.  [default: auto]", rich_help_panel=MACHINE)
-    ] = None,
+    lpips_weights: LpipsWeights = None,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """Compare methods by densities on the same prompts, seeds and guard; interrupt and resume at will."""
     from rich.console import Console

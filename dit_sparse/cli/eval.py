@@ -10,6 +10,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from dit_sparse.cli.shared_options import (
+    GENERATION,
+    SPARSE,
+    Backend,
+    Compile,
+    DenseLayers,
+    DenseSteps,
+    Device,
+    Dtype,
+    Fps,
+    Guidance,
+    LpipsWeights,
+    MinTokens,
+    Model,
+    NegativePrompt,
+    NumFrames,
+    Offload,
+    Pixels,
+    PromptFile,
+    Prompts,
+    Steps,
+    Strict,
+    Warmup,
+)
 from dit_sparse.cli.workload import PROMPTS, distinct, parse_method, read_prompts, shared_setup
 
 if TYPE_CHECKING:
@@ -17,9 +41,6 @@ if TYPE_CHECKING:
     from dit_sparse.report.evaluation import Describe
     from dit_sparse.report.evaluation_folder import Configuration
 
-GENERATION = "Generation"
-SPARSE = "Sparse attention"
-MACHINE = "Machine"
 EXIT_FAILURES = 1
 
 
@@ -45,21 +66,11 @@ def evaluate(
             rich_help_panel=SPARSE,
         ),
     ] = None,
-    dense_steps: Annotated[
-        str | None, Option(help="First steps left dense: count, fraction or list.", rich_help_panel=SPARSE)
-    ] = None,
-    dense_layers: Annotated[
-        str | None, Option(help='Layers left dense, e.g. "0-1,47".', rich_help_panel=SPARSE)
-    ] = None,
-    min_tokens: Annotated[
-        int | None, Option(help="Shorter sequences stay dense.", rich_help_panel=SPARSE)
-    ] = None,
-    backend: Annotated[
-        str | None, Option(help="Attention kernel.  [default: auto]", rich_help_panel=SPARSE)
-    ] = None,
-    strict: Annotated[
-        bool | None, Option("--strict", help="Fail instead of falling back to dense.", rich_help_panel=SPARSE)
-    ] = None,
+    dense_steps: DenseSteps = None,
+    dense_layers: DenseLayers = None,
+    min_tokens: MinTokens = None,
+    backend: Backend = None,
+    strict: Strict = None,
     baseline: Annotated[
         str | None,
         Option(help="Label of the configuration that the others are compared with.  [default: the first]"),
@@ -71,48 +82,28 @@ def evaluate(
         list[str] | None,
         Option("--score", help="Beside PSNR, SSIM, LPIPS and flicker: clip, vbench; repeatable."),
     ] = None,
-    prompts: Annotated[
-        int, Option(min=1, help="Held-out prompts of the embedded model.", rich_help_panel=GENERATION)
-    ] = PROMPTS,
-    prompt_file: Annotated[
-        Path | None, Option(help="Prompts, one a line, instead.", rich_help_panel=GENERATION)
-    ] = None,
+    prompts: Prompts = PROMPTS,
+    prompt_file: PromptFile = None,
     seed: Annotated[
         int, Option(min=0, help="Prompt i starts from the noise of SEED + i.", rich_help_panel=GENERATION)
     ] = 0,
-    model: Annotated[
-        str | None, Option(help="Local folder or hub id.  [default: tiny-wan]", rich_help_panel=GENERATION)
-    ] = None,
-    negative_prompt: Annotated[str | None, Option(rich_help_panel=GENERATION)] = None,
-    height: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
-    width: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
-    num_frames: Annotated[int | None, Option(rich_help_panel=GENERATION)] = None,
-    steps: Annotated[int | None, Option(help="Denoising steps.", rich_help_panel=GENERATION)] = None,
-    guidance: Annotated[float | None, Option(help="Guidance scale.", rich_help_panel=GENERATION)] = None,
-    fps: Annotated[float | None, Option(help="Of the video files.", rich_help_panel=GENERATION)] = None,
+    model: Model = None,
+    negative_prompt: NegativePrompt = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    num_frames: NumFrames = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    fps: Fps = None,
     output: Annotated[Path, Option(help="Folder; clips that it holds already are not made again.")] = Path(
         "dit-sparse-eval"
     ),
-    lpips_weights: Annotated[Path | None, Option(help="AlexNet weights for LPIPS.")] = None,
-    dtype: Annotated[
-        str | None, Option(help="float32, bfloat16, float16.  [default: by device]", rich_help_panel=MACHINE)
-    ] = None,
-    device: Annotated[
-        str | None, Option(help="cpu, cuda, cuda:1.  [default: auto]", rich_help_panel=MACHINE)
-    ] = None,
-    offload: Annotated[
-        str | None, Option(help="none, model, sequential.  [default: none]", rich_help_panel=MACHINE)
-    ] = None,
-    compile_: Annotated[
-        bool | None,
-        Option("--compile", help="torch.compile the transformer blocks.", rich_help_panel=MACHINE),
-    ] = None,
-    warmup: Annotated[
-        bool | None,
-        Option(
-            "--warmup/--no-warmup", help="Untimed steps first.  [default: on GPUs]", rich_help_panel=MACHINE
-        ),
-    ] = None,
+    lpips_weights: LpipsWeights = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    offload: Offload = None,
+    compile_: Compile = None,
+    warmup: Warmup = None,
 ) -> None:
     """Many prompts by several configurations: clip reports, a page that compares; resumes after a crash."""
     from rich.console import Console

@@ -9,45 +9,53 @@ from typing import Annotated
 import typer
 from typer import Option
 
-GENERATION = "Generation"
-SPARSE = "Sparse attention"
-MACHINE = "Machine"
+from dit_sparse.cli.shared_options import (
+    SPARSE,
+    Backend,
+    Compile,
+    DenseLayers,
+    DenseSteps,
+    Device,
+    Dtype,
+    Fps,
+    Guidance,
+    Image,
+    LpipsWeights,
+    MinTokens,
+    Model,
+    NegativePrompt,
+    NumFrames,
+    Offload,
+    Pixels,
+    Seed,
+    Steps,
+    Strict,
+    Warmup,
+)
 
 
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What the video shows.")] = None,
-    model: Annotated[
-        str | None, Option(help="Local folder or hub id.  [default: tiny-wan]", rich_help_panel=GENERATION)
-    ] = None,
-    negative_prompt: Annotated[str | None, Option(rich_help_panel=GENERATION)] = None,
-    image: Annotated[
-        Path | None, Option(help="First frame, for image-to-video.", rich_help_panel=GENERATION)
-    ] = None,
-    height: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
-    width: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
-    num_frames: Annotated[int | None, Option(rich_help_panel=GENERATION)] = None,
-    steps: Annotated[int | None, Option(help="Denoising steps.", rich_help_panel=GENERATION)] = None,
-    guidance: Annotated[float | None, Option(help="Guidance scale.", rich_help_panel=GENERATION)] = None,
-    seed: Annotated[
-        int | None, Option(help="Of the start noise.  [default: 0]", rich_help_panel=GENERATION)
-    ] = None,
-    fps: Annotated[float | None, Option(help="Of the video files.", rich_help_panel=GENERATION)] = None,
+    model: Model = None,
+    negative_prompt: NegativePrompt = None,
+    image: Image = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    num_frames: NumFrames = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    fps: Fps = None,
     method: Annotated[
         str | None, Option(help="See dit-sparse list.  [default: svg2]", rich_help_panel=SPARSE)
     ] = None,
     density: Annotated[
         float | None, Option(help="Fraction of attention blocks computed, in (0, 1].", rich_help_panel=SPARSE)
     ] = None,
-    dense_steps: Annotated[
-        str | None, Option(help="First steps left dense: count, fraction or list.", rich_help_panel=SPARSE)
-    ] = None,
-    dense_layers: Annotated[
-        str | None, Option(help='Layers left dense, e.g. "0-1,47".', rich_help_panel=SPARSE)
-    ] = None,
-    min_tokens: Annotated[
-        int | None, Option(help="Shorter sequences stay dense.", rich_help_panel=SPARSE)
-    ] = None,
+    dense_steps: DenseSteps = None,
+    dense_layers: DenseLayers = None,
+    min_tokens: MinTokens = None,
     settings: Annotated[
         list[str] | None,
         Option("--set", help="key=value for a field of the method; repeatable.", rich_help_panel=SPARSE),
@@ -68,12 +76,8 @@ def generate(
             rich_help_panel=SPARSE,
         ),
     ] = None,
-    backend: Annotated[
-        str | None, Option(help="Attention kernel.  [default: auto]", rich_help_panel=SPARSE)
-    ] = None,
-    strict: Annotated[
-        bool | None, Option("--strict", help="Fail instead of falling back to dense.", rich_help_panel=SPARSE)
-    ] = None,
+    backend: Backend = None,
+    strict: Strict = None,
     compare: Annotated[
         bool | None,
         Option("--compare/--no-compare", help="Also generate dense, from the same noise, and measure."),
@@ -96,26 +100,12 @@ def generate(
         Path | None, Option(help="Folder for videos and report.  [default: dit-sparse-out]")
     ] = None,
     config: Annotated[Path | None, Option(help="YAML file with any of these options.")] = None,
-    lpips_weights: Annotated[Path | None, Option(help="AlexNet weights for LPIPS.")] = None,
-    dtype: Annotated[
-        str | None, Option(help="float32, bfloat16, float16.  [default: by device]", rich_help_panel=MACHINE)
-    ] = None,
-    device: Annotated[
-        str | None, Option(help="cpu, cuda, cuda:1.  [default: auto]", rich_help_panel=MACHINE)
-    ] = None,
-    offload: Annotated[
-        str | None, Option(help="none, model, sequential.  [default: none]", rich_help_panel=MACHINE)
-    ] = None,
-    compile_: Annotated[
-        bool | None,
-        Option("--compile", help="torch.compile the transformer blocks.", rich_help_panel=MACHINE),
-    ] = None,
-    warmup: Annotated[
-        bool | None,
-        Option(
-            "--warmup/--no-warmup", help="Untimed steps first.  [default: on GPUs]", rich_help_panel=MACHINE
-        ),
-    ] = None,
+    lpips_weights: LpipsWeights = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    offload: Offload = None,
+    compile_: Compile = None,
+    warmup: Warmup = None,
 ) -> None:
     """Generate a video with sparse attention; with --compare also the dense one, metrics and a report."""
     from dit_sparse.cli.options import from_command_line

@@ -9,9 +9,21 @@ from typing import Annotated
 import typer
 from typer import Option
 
-GENERATION = "Generation"
+from dit_sparse.cli.shared_options import (
+    Device,
+    Dtype,
+    Guidance,
+    Image,
+    Model,
+    NegativePrompt,
+    NumFrames,
+    Offload,
+    Pixels,
+    Seed,
+    Steps,
+)
+
 LOOK = "What to look at"
-MACHINE = "Machine"
 
 
 def inspect_attention(
@@ -44,33 +56,21 @@ def inspect_attention(
         list[str] | None,
         Option("--set", help="key=value for a field of the method; repeatable.", rich_help_panel=LOOK),
     ] = None,
-    model: Annotated[
-        str | None, Option(help="Local folder or hub id.  [default: tiny-wan]", rich_help_panel=GENERATION)
-    ] = None,
-    negative_prompt: Annotated[str | None, Option(rich_help_panel=GENERATION)] = None,
-    image: Annotated[
-        Path | None, Option(help="First frame, for image-to-video.", rich_help_panel=GENERATION)
-    ] = None,
-    height: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
-    width: Annotated[int | None, Option(help="Pixels.", rich_help_panel=GENERATION)] = None,
-    num_frames: Annotated[int | None, Option(rich_help_panel=GENERATION)] = None,
-    steps: Annotated[int | None, Option(help="Denoising steps.", rich_help_panel=GENERATION)] = None,
-    guidance: Annotated[float | None, Option(help="Guidance scale.", rich_help_panel=GENERATION)] = None,
-    seed: Annotated[
-        int | None, Option(help="Of the start noise.  [default: 0]", rich_help_panel=GENERATION)
-    ] = None,
+    model: Model = None,
+    negative_prompt: NegativePrompt = None,
+    image: Image = None,
+    height: Pixels = None,
+    width: Pixels = None,
+    num_frames: NumFrames = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
     output: Annotated[Path, Option(help="Folder for page, pictures and figures.")] = Path(
         "dit-sparse-attention"
     ),
-    dtype: Annotated[
-        str | None, Option(help="float32, bfloat16, float16.  [default: by device]", rich_help_panel=MACHINE)
-    ] = None,
-    device: Annotated[
-        str | None, Option(help="cpu, cuda, cuda:1.  [default: auto]", rich_help_panel=MACHINE)
-    ] = None,
-    offload: Annotated[
-        str | None, Option(help="none, model, sequential.  [default: none]", rich_help_panel=MACHINE)
-    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    offload: Offload = None,
 ) -> None:
     """Show where heads look: maps, what a method keeps of them, recall, query points on the video."""
     from rich.console import Console

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from dit_sparse.cli.shared_options import (
+    Device,
+    Dtype,
+)
+
 if TYPE_CHECKING:
     from dit_sparse.profiler.budget import Budget
 
 RECORD = "What to record"
 CHOOSE = "What to choose"
-MACHINE = "Machine"
 WORK = Path("dit-sparse-profile")
 
 
@@ -92,12 +96,8 @@ def profile(
     output: Annotated[
         Path | None, Option(help="Pattern file.  [default: profile.safetensors in --work]")
     ] = None,
-    dtype: Annotated[
-        str | None, Option(help="float32, bfloat16, float16.  [default: by device]", rich_help_panel=MACHINE)
-    ] = None,
-    device: Annotated[
-        str | None, Option(help="cpu, cuda, cuda:1.  [default: auto]", rich_help_panel=MACHINE)
-    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """Record dense runs, choose what every head does within a budget, and write a pattern file."""
     from rich.console import Console

@@ -1,5 +1,4 @@
-"""Extra memory of a piece of work: the GPU allocator's peak on CUDA, the process's resident set on a Linux
-CPU."""
+"""Peak memory of a piece of work: the GPU allocator's on CUDA, the process's resident set on a Linux CPU."""
 
 from __future__ import annotations
 
@@ -13,6 +12,22 @@ RESET_PEAK = "5"  # proc(5): writing it to clear_refs sets VmHWM back to the pre
 KIBIBYTE = 1024
 
 
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far. On systems that cannot, :func:`peak_bytes` gives None."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        (PROCESS / "clear_refs").write_text(RESET_PEAK)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Peak since :func:`reset_peak`; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM:")
+
+
 class PeakMemory:
     """Peak above what was held when this was made. Making it resets the device's own peak statistics.
 
@@ -22,20 +37,13 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._before: int | None = torch.cuda.memory_allocated(device)
-            return
-        with suppress(OSError):
-            (PROCESS / "clear_refs").write_text(RESET_PEAK)
-        self._before = _status("VmRSS:")
+        reset_peak(device)
+        on_gpu = device.type == "cuda"
+        self._before = torch.cuda.memory_allocated(device) if on_gpu else _status("VmRSS:")
 
     def extra_bytes(self) -> int | None:
         """Largest so far; None where the system does not tell."""
-        if self._device.type == "cuda":
-            peak: int | None = torch.cuda.max_memory_allocated(self._device)
-        else:
-            peak = _status("VmHWM:")
+        peak = peak_bytes(self._device)
         return None if peak is None or self._before is None else max(0, peak - self._before)
 
 

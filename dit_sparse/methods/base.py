@@ -84,17 +84,19 @@ class ComposedConfig(MethodConfig):
 
         Args:
             selector, ordering: the method's own axes; raster order when None.
-            correction: the method's own; the one named by the ``correction`` field when None.
+            correction: the method's own; the one named by the ``correction`` field when None. At density 1
+                nothing is skipped, and none is needed.
             dense_steps: resolved guard where the ``dense_steps`` field is None.
             dense_layers: the same for the ``dense_layers`` field.
         """
         guard = self.dense_steps if self.dense_steps is not None else dense_steps
         layers = self.dense_layers if self.dense_layers is not None else dense_layers
+        chosen = correction or correction_named(self.correction)
         return SparseMethod(
             name=self.name,
             selector=selector,
             ordering=ordering or Raster(),
-            correction=correction or correction_named(self.correction),
+            correction=None if self.density == 1.0 else chosen,
             schedule=Schedule(0 if guard is None else guard, layers, self.refresh_interval, self.min_tokens),
             block_size=self.block_size,
             precision=self.precision,

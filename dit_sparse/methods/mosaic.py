@@ -56,15 +56,11 @@ class Mosaic(ComposedConfig):
     def build(self, model: ModelInfo) -> SparseMethod:
         """Compose learnt shapes, observed blocks and the correction."""
         by_error = self.rank == "error"
-        # At density 1 there is nothing to make good and nothing to learn.
-        learns = self.correction == "learnt" and self.target_density < 1.0
         observed = ObservedError if by_error else ObservedMass
         selector: Selector = observed(self.target_density, self.scope, again=self.relearn)
         method = self.compose(
             selector,
             LearntShapes(self.target_density, self.relearn, compensated=by_error),
-            correction=LearntCompensation(again=self.relearn) if learns else None,
+            correction=LearntCompensation(again=self.relearn) if self.correction == "learnt" else None,
         )
-        if self.correction == "learnt" and not learns:
-            method = replace(method, correction=None)
         return replace(method, share_branches=self.share_branches)

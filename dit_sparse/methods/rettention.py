@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_sparse.corrections import StatisticalReshape
@@ -55,8 +55,6 @@ class Rettention(ComposedConfig):
 
     def build(self, model: ModelInfo) -> SparseMethod:
         """Compose the band, the order that makes it a run of blocks, and the reshape."""
-        if self.density == 1.0 and self.correction == "reshape":
-            return replace(self, correction="none").build(model)  # nothing is skipped
         own = StatisticalReshape(self.refresh_steps, self.growth, self.residual_bytes)
         return self.compose(
             FrameBand(self.share, self.density),

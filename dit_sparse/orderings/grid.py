@@ -90,6 +90,11 @@ def axis_order(grid: tuple[int, int, int], axes: str, device: torch.device) -> T
     return raster.permute(["THW".index(axis) for axis in axes]).reshape(-1)
 
 
+def all_axis_orders(grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, ...]:
+    """:func:`axis_order` of every one of :data:`AXIS_ORDERS`."""
+    return tuple(axis_order(grid, axes, device) for axes in AXIS_ORDERS)
+
+
 def axis_orders(grid: tuple[int, int, int], choice: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The order of every head that chose one of :data:`AXIS_ORDERS`, and the six to choose from.
 
@@ -100,7 +105,7 @@ def axis_orders(grid: tuple[int, int, int], choice: Tensor) -> tuple[Tensor, tup
     Returns:
         int64 ``[..., T*H*W]`` on choice's device, and six times int64 ``[T*H*W]``.
     """
-    candidates = tuple(axis_order(grid, axes, choice.device) for axes in AXIS_ORDERS)
+    candidates = all_axis_orders(grid, choice.device)
     return torch.stack(candidates)[choice], candidates
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,11 +13,10 @@ from dit_sparse import kernels
 from dit_sparse.context import Observation, PlanContext
 from dit_sparse.layout import TokenLayout, ceil_div
 from dit_sparse.orderings.base import TokenOrder, with_text
-from dit_sparse.orderings.grid import AXIS_ORDERS, axis_order, axis_orders
+from dit_sparse.orderings.grid import all_axis_orders, axis_orders
 
 AXES = "axes"
 """Key in the layer's state: uint8 ``[B, H]``, index in :data:`AXIS_ORDERS` for every head."""
-STEP = "axes.step"
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,8 @@ class CarriedAxes:
 
 
 @dataclass(frozen=True)
-class LearntAxes(CarriedAxes):
-    """Choose one of the six axis orders for every head by trying them (PAROAttention, arXiv 2506.16054).
-
-    At an observed step every order gets the mask of its heaviest blocks by exact mass; the order whose sparse
-    output is nearest to the dense one wins. That is what the paper's two scores (share of near-empty blocks,
-    incoherence within blocks) stand for: mass alone does not tell whether the values missed matter. It costs
-    six passes over the logits of the compared rows and six sparse attentions of them, each time, per layer
-    and branch.
+class LearntOrder:
+    """Base of the orderings that choose for every head among a few orders of the grid by trying them.
 
     Args:
         density: fraction of blocks at which the orders are compared, in (0, 1]; at 1 nothing is learnt.
@@ -50,37 +44,64 @@ class LearntAxes(CarriedAxes):
             sequences use all of theirs.
     """
 
+    key: ClassVar[str]
+    """In the layer's state: uint8 ``[B, H]``, index in :meth:`orders` for every head."""
+
     density: float = 0.25
     again: float | None = 0.5
     query_blocks: int = 64
 
     def __post_init__(self) -> None:
-        check_learning(self.density, self.again, self.query_blocks)
+        if not 0.0 < self.density <= 1.0:
+            raise ValueError(f"density must be in (0, 1], got {self.density}")
+        if self.again is not None and not 0.0 <= self.again <= 1.0:
+            raise ValueError(f"again must be in [0, 1] or None, got {self.again}")
+        if self.query_blocks < 1:
+            raise ValueError(f"query_blocks must be at least 1, got {self.query_blocks}")
+
+    def orders(self, context: PlanContext, device: torch.device) -> tuple[Tensor, ...]:
+        """The orders to choose from, int64 ``[Nv]`` each."""
+        raise NotImplementedError
 
     def wants(self, context: PlanContext) -> bool:
         """At the last dense step, and again."""
-        return self.density < 1.0 and context.due(context.state.values.get(STEP), context.step_at(self.again))
+        learnt = context.state.values.get(f"{self.key}.step")
+        return self.density < 1.0 and context.due(learnt, context.step_at(self.again))
 
     def observe(self, seen: Observation) -> None:
         """Choose."""
-        context = seen.context
-        missed, energy = axis_errors(
-            *(seen.q, seen.k, seen.v, seen.out, seen.lse, context), self.density, self.query_blocks
+        self.choose(seen)
+
+    def choose(self, seen: Observation, *, compensated: bool = False) -> None:
+        """Carry every head's order of least error, see :func:`order_errors`."""
+        missed, energy = order_errors(
+            *(seen.q, seen.k, seen.v, seen.out, seen.lse, seen.context, self.density, self.query_blocks),
+            self.orders(seen.context, seen.q.device),
+            compensated=compensated,
         )
         # Other orders compare other queries: errors count against what those had.
         errors = missed / energy.clamp(min=1e-30)
-        context.state.values[AXES] = errors.argmin(dim=0).to(torch.uint8)
-        context.state.values[STEP] = context.site.step
+        values = seen.context.state.values
+        values[self.key] = errors.argmin(dim=0).to(torch.uint8)
+        values[f"{self.key}.step"] = seen.context.site.step
 
 
-def check_learning(density: float, again: float | None, query_blocks: int) -> None:
-    """Raise ValueError unless the fields of an ordering that learns are in range."""
-    if not 0.0 < density <= 1.0:
-        raise ValueError(f"density must be in (0, 1], got {density}")
-    if again is not None and not 0.0 <= again <= 1.0:
-        raise ValueError(f"again must be in [0, 1] or None, got {again}")
-    if query_blocks < 1:
-        raise ValueError(f"query_blocks must be at least 1, got {query_blocks}")
+@dataclass(frozen=True)
+class LearntAxes(LearntOrder, CarriedAxes):
+    """Choose one of the six axis orders for every head by trying them (PAROAttention, arXiv 2506.16054).
+
+    At an observed step every order gets the mask of its heaviest blocks by exact mass; the order whose sparse
+    output is nearest to the dense one wins. That is what the paper's two scores (share of near-empty blocks,
+    incoherence within blocks) stand for: mass alone does not tell whether the values missed matter. It costs
+    six passes over the logits of the compared rows and six sparse attentions of them, each time, per layer
+    and branch.
+    """
+
+    key: ClassVar[str] = AXES
+
+    def orders(self, context: PlanContext, device: torch.device) -> tuple[Tensor, ...]:
+        """The six axis orders."""
+        return all_axis_orders(context.layout.grid, device)
 
 
 def axis_errors(
@@ -94,8 +115,7 @@ def axis_errors(
     query_blocks: int,
 ) -> tuple[Tensor, Tensor]:
     """:func:`order_errors` of the six axis orders: float32 ``[6, B, H]`` each."""
-    layout = context.layout
-    orders = [axis_order(layout.grid, axes, q.device) for axes in AXIS_ORDERS]
+    orders = all_axis_orders(context.layout.grid, q.device)
     return order_errors(q, k, v, out, lse, context, density, query_blocks, orders)
 
 
@@ -121,7 +141,7 @@ def order_errors(
         lse: float32 ``[B, H, N]``.
         context: layout, scale and block size.
         density: fraction of blocks kept.
-        query_blocks: see :class:`LearntAxes`.
+        query_blocks: see :class:`LearntOrder`.
         orders: of the video tokens, int64 ``[Nv]`` each.
         compensated: skipped blocks enter through their means.
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dit_sparse.context import Observation, PlanContext
 from dit_sparse.orderings.base import TokenOrder
-from dit_sparse.orderings.grid import AXIS_ORDERS, axis_order, tile_order
-from dit_sparse.orderings.learnt import check_learning, order_errors
+from dit_sparse.orderings.grid import all_axis_orders, tile_order
+from dit_sparse.orderings.learnt import LearntOrder
 
 CHOICE = "shapes"
 """Key in the layer's state: uint8 ``[B, H]``, index in :func:`shape_orders` for every head."""
-STEP = "shapes.step"
 DEPTHS = (1, 2, 4, 8)
 """Frames of the tiles tried."""
 
 
 @dataclass(frozen=True)
-class LearntShapes:
+class LearntShapes(LearntOrder):
     """Choose for every head which tokens make a block: runs along one of six axis orders, or tiles.
 
     A run of the raster is a row of one frame, of the order HWT one place over time; tiles of the grid are
@@ -42,14 +42,11 @@ class LearntShapes:
         tiles: try tiles beside the axis orders.
     """
 
-    density: float = 0.25
-    again: float | None = 0.5
+    key: ClassVar[str] = CHOICE
+
     query_blocks: int = 16
     compensated: bool = True
     tiles: bool = True
-
-    def __post_init__(self) -> None:
-        check_learning(self.density, self.again, self.query_blocks)
 
     def order(self, q: Tensor, k: Tensor, context: PlanContext) -> TokenOrder:
         """``[B, H, Nv]``, with the orders tried and every head's choice; raster order where nothing was
@@ -57,33 +54,24 @@ class LearntShapes:
         chosen = context.state.values.get(CHOICE)
         if chosen is None:
             return TokenOrder()
-        candidates, choice = shape_orders(context, q.device, tiles=self.tiles), chosen.long()
+        candidates, choice = self.orders(context, q.device), chosen.long()
         order = torch.stack(candidates)[choice]
         return TokenOrder(order, order, candidates=candidates, choice=choice)
 
-    def wants(self, context: PlanContext) -> bool:
-        """At the last dense step, and again."""
-        return self.density < 1.0 and context.due(context.state.values.get(STEP), context.step_at(self.again))
+    def orders(self, context: PlanContext, device: torch.device) -> tuple[Tensor, ...]:
+        """See :func:`shape_orders`."""
+        return shape_orders(context, device, tiles=self.tiles)
 
     def observe(self, seen: Observation) -> None:
         """Choose."""
-        context = seen.context
-        missed, energy = order_errors(
-            *(seen.q, seen.k, seen.v, seen.out, seen.lse, context, self.density, self.query_blocks),
-            shape_orders(context, seen.q.device, tiles=self.tiles),
-            compensated=self.compensated,
-        )
-        # Other orders compare other queries: errors count against what those had.
-        errors = missed / energy.clamp(min=1e-30)
-        context.state.values[CHOICE] = errors.argmin(dim=0).to(torch.uint8)
-        context.state.values[STEP] = context.site.step
+        self.choose(seen, compensated=self.compensated)
 
 
 def shape_orders(context: PlanContext, device: torch.device, *, tiles: bool = True) -> tuple[Tensor, ...]:
     """The orders to choose from, int64 ``[Nv]`` each: the six axis orders, then those of
     :func:`block_tiles`."""
     grid = context.layout.grid
-    runs = tuple(axis_order(grid, axes, device) for axes in AXIS_ORDERS)
+    runs = all_axis_orders(grid, device)
     found = block_tiles(context.block_size[0], grid) if tiles else ()
     return runs + tuple(tile_order(grid, tile, device) for tile in found)
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from dit_sparse.kernels.peak_memory import peak_bytes, reset_peak
 from dit_sparse.report.capabilities import capabilities
 from dit_sparse.report.clock import Clock, StepCallback, Stopwatch
 from dit_sparse.report.density import head_choices
-from dit_sparse.report.memory import peak_bytes, reset_peak
 from dit_sparse.report.metrics import Frames
 from dit_sparse.report.parts import ATTENTION, COMPILED, LINEAR, NOT_ASKED, NOT_SEEN, Parts, is_compiled
 from dit_sparse.report.schema import HeadChoices
@@ -35,7 +35,7 @@ class Run:
             they were not measured.
         stages: of a sparse run's ``attention_s``, seconds in all and by step; empty where not measured.
         parts_unmeasured: why ``attention_s`` is None.
-        peak_memory_bytes: see :func:`dit_sparse.report.memory.peak_bytes`.
+        peak_memory_bytes: see :func:`dit_sparse.kernels.peak_memory.peak_bytes`.
         stats: ``Handle.stats()`` of a sparse run, None of a dense one.
         choices: what a profile chose for the heads of a sparse run.
     """

@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional
 
 import dit_sparse
-from dit_sparse.report import generation, memory
+from dit_sparse.kernels import peak_memory as memory
+from dit_sparse.report import generation
 from dit_sparse.report.clock import Stopwatch
 from dit_sparse.report.generation import timed_run
 from dit_sparse.report.parts import COMPILED, NOT_ASKED, NOT_SEEN
