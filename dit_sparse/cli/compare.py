@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from dit_sparse.cli.errors import EXIT_FAILURES
 from dit_sparse.cli.shared_options import (
     Device,
     Dtype,
@@ -38,6 +39,10 @@ def compare(
         list[str] | None,
         Option("--method", help="Name, or name:field=value,...; repeatable.  [default: all methods]"),
     ] = None,
+    profiles: Annotated[
+        list[str] | None,
+        Option("--profile", help="Shipped preset or file, beside the methods; repeatable."),
+    ] = None,
     densities: Annotated[
         list[float] | None,
         Option("--density", help="Repeatable.  [default: 0.5, 0.25 and 0.1]"),
@@ -50,6 +55,12 @@ def compare(
     layers: Annotated[
         bool, Option("--layers/--no-layers", help="Also output error and mass recall by layer.")
     ] = False,
+    batch: Annotated[
+        int, Option(min=1, help="Prompts in one call of the pipeline; times are shares of a call then.")
+    ] = 1,
+    times: Annotated[
+        bool, Option("--times/--no-times", help="Leave times out where other work shares the device.")
+    ] = True,
     prompts: Prompts = PROMPTS,
     prompt_file: PromptFile = None,
     model: Model = None,
@@ -76,7 +87,7 @@ def compare(
 
     quiet()
     texts = read_prompts(prompt_file, prompts)
-    candidates = parse_candidates(methods)
+    candidates = parse_candidates(methods, profiles)
     check_baseline(baseline, [candidate.label for candidate in candidates])
     options = resolve_options(
         {
@@ -93,7 +104,7 @@ def compare(
     )
     console = Console()
     with RunProgress(console) as progress:
-        pipe, setup = load(options, texts, parse_scalar(dense_steps))
+        pipe, setup = load(options, texts, parse_scalar(dense_steps), batch, times)
         bench = Bench(
             pipe,
             setup,
@@ -105,24 +116,31 @@ def compare(
         comparison = bench.run(candidates, densities or DENSITIES, floor=floor, layers=layers)
     for path in write_pages(output, comparison, baseline):
         print(path)
+    for row, reason in bench.failures.items():
+        typer.echo(f"{row} failed: {reason}", err=True)
+    if bench.failures:
+        raise typer.Exit(EXIT_FAILURES)
 
 
-def parse_candidates(specs: Sequence[str] | None) -> list[Candidate]:
-    """Methods as given, ``name`` or ``name:field=value,...``; all of them for None.
+def parse_candidates(specs: Sequence[str] | None, profiles: Sequence[str] | None = None) -> list[Candidate]:
+    """Methods as given, ``name`` or ``name:field=value,...``, then profiles; all methods for neither.
 
     Raises:
-        ValueError: on a field without value, or a method given twice.
+        ValueError: on a field without value, or what is given twice.
     """
     import dit_sparse
     from dit_sparse.report.comparison import Candidate
 
-    return [
+    methods = [
         Candidate(spec, *parse_method(spec))
-        for spec in distinct(specs or dit_sparse.list_methods(), "--method")
+        for spec in distinct(specs or ([] if profiles else dit_sparse.list_methods()), "--method")
     ]
+    return methods + [Candidate(name, profile=name) for name in distinct(profiles or (), "--profile")]
 
 
-def load(options: GenerateOptions, prompts: Sequence[str], dense_steps: Any) -> tuple[Any, Setup]:
+def load(
+    options: GenerateOptions, prompts: Sequence[str], dense_steps: Any, batch: int = 1, timed: bool = True
+) -> tuple[Any, Setup]:
     """The pipeline, and what all rows share.
 
     Raises:
@@ -135,4 +153,6 @@ def load(options: GenerateOptions, prompts: Sequence[str], dense_steps: Any) -> 
     call: Mapping[str, Any] = session.pipeline_call(pipe, options)
     if "num_inference_steps" not in call:
         raise ValueError(f"{options.model} has no default number of steps here: give --steps")
-    return pipe, Setup(**shared_setup(pipe, options.model, prompts, call), dense_steps=dense_steps)
+    return pipe, Setup(
+        **shared_setup(pipe, options.model, prompts, call), dense_steps=dense_steps, batch=batch, timed=timed
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from dit_sparse.cli.errors import EXIT_FAILURES
 from dit_sparse.cli.shared_options import (
     GENERATION,
     SPARSE,
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from dit_sparse.cli.options import GenerateOptions
     from dit_sparse.report.evaluation import Describe
     from dit_sparse.report.evaluation_folder import Configuration
-
-EXIT_FAILURES = 1
 
 
 def evaluate(

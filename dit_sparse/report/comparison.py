@@ -5,6 +5,7 @@ Every row is written as soon as it is measured; a row that the file holds alread
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +13,15 @@ from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dit_sparse.adapters.attach import transformers_of
-from dit_sparse.adapters.base import find_adapter
-from dit_sparse.methods import ModelInfo, make_method
+from dit_sparse.patterns import load_profile
+from dit_sparse.presets import PATTERN_SUFFIX, find_profile
 from dit_sparse.report.atomic import write_text
 from dit_sparse.report.capture import CapturedCall, capture_calls, figures_by_layer
 from dit_sparse.report.compare import Observer
 from dit_sparse.report.comparison_schema import Comparison, LayerFigures, Row, Setup, check_same_setup
 from dit_sparse.report.environment import package_versions
 from dit_sparse.report.floor import dense_method
-from dit_sparse.report.generation import Run, timed_run
+from dit_sparse.report.generation import Run, timed_batch
 from dit_sparse.report.measure import compare_frames
 from dit_sparse.report.metrics import capped_mean_psnr
 
@@ -30,13 +30,43 @@ FLOORS = ("dense, own kernel", "dense, SDPA math")
 """Labels of dense against dense: this package's kernel with every block kept, and SDPA's definition."""
 
 
+EQUAL = 0.1
+"""How far, as a fraction, a pattern file's density may be from a density it is compared at."""
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A method to compare: what it is called in the table, its name, and fields beside the shared ones."""
+    """What is compared, a method or a profile.
+
+    Args:
+        label: what it is called in the table.
+        method: name; None for a profile.
+        fields: of the method, beside the shared ones.
+        profile: name or path of a preset or pattern file.
+    """
 
     label: str
-    method: str
+    method: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    profile: str | None = None
+
+    def rows(self, densities: Sequence[float]) -> dict[float, dict[str, Any]]:
+        """By density of its rows: what ``enable_sparse_attention`` is given for them.
+
+        A pattern file has the one density it was made for; it stands beside the nearest of ``densities``
+        that is within :data:`EQUAL` of it, else alone.
+        """
+        if self.profile is None:
+            return {
+                density: {"method": self.method, "density": density, **self.fields} for density in densities
+            }
+        asked = {"profile": self.profile, **self.fields}
+        path = find_profile(self.profile)
+        if path.suffix != PATTERN_SUFFIX:
+            return {density: {**asked, "density": density} for density in densities}
+        own = round(load_profile(path).header.figures.density, 4)
+        nearest = min(densities, key=lambda density: abs(density - own), default=own)
+        return {nearest if abs(nearest - own) <= EQUAL * nearest else own: asked}
 
 
 class Bench:
@@ -69,6 +99,7 @@ class Bench:
         self.pipe, self.path, self.lpips_weights = pipe, path, lpips_weights
         self.tell = observer or (lambda *_: None)
         self.comparison = load_or_begin(path, setup, command)
+        self.failures: dict[str, str] = {}
         self._dense: list[Run] | None = None
         self._calls: list[CapturedCall] | None = None
 
@@ -82,6 +113,8 @@ class Bench:
     ) -> Comparison:
         """Measure what the file does not hold yet.
 
+        A row that breaks is left out and noted in ``failures``, reason by row.
+
         Args:
             candidates, densities: every method at every density.
             floor: also dense against dense.
@@ -90,39 +123,51 @@ class Bench:
         Raises:
             ValueError: on a method, field or density that is wrong: before anything is run.
         """
-        for candidate in candidates:
-            for density in densities:
-                self.pipe.enable_sparse_attention(candidate.method, **self._fields(candidate, density))
-                self.pipe.disable_sparse_attention()
+        wanted = [
+            (density, candidate.label, asked)
+            for candidate in candidates
+            for density, asked in candidate.rows(densities).items()
+        ]
+        for _, _, asked in wanted:
+            self._enable(asked)
+            self.pipe.disable_sparse_attention()
         if floor:
             for label in FLOORS:
                 if self.comparison.find("floor", label, None) is None:
                     self._keep(self._floor(label))
-        for density in densities:
-            for candidate in candidates:
-                row = self.comparison.find("method", candidate.label, density)
-                if row is None:
-                    row = self._measured(candidate, density)
-                    self._keep(row)
-                if layers and row.layers is None:
-                    row.layers = self._layer_figures(candidate, density)
-                    self._save()
+        order = {density: place for place, density in enumerate(densities)}
+        for density, label, asked in sorted(wanted, key=lambda row: order.get(row[0], len(order))):
+            try:
+                self._complete(label, density, asked, layers)
+            except Exception as error:  # the other rows are worth having
+                reason = "".join(traceback.format_exception_only(error)).strip()
+                self.failures[f"{label} {density:g}"] = reason
         return self.comparison
 
-    def _fields(self, candidate: Candidate, density: float) -> dict[str, Any]:
-        """The fields of every method: one guard, and no sequence too short to be sparse."""
+    def _complete(self, label: str, density: float, asked: Mapping[str, Any], layers: bool) -> None:
+        """Measure of a row what the file does not hold yet."""
+        row = self.comparison.find("method", label, density)
+        if row is None:
+            row = self._measured(label, density, asked)
+            self._keep(row)
+        if layers and row.layers is None:
+            row.layers = self._layer_figures(asked)
+            self._save()
+
+    def _enable(self, asked: Mapping[str, Any]) -> Any:
+        """With one guard for all, and no sequence too short to be sparse."""
         setup = self.comparison.setup
         shared = {"dense_steps": setup.dense_steps, "dense_layers": setup.dense_layers, "min_tokens": 0}
-        return {"density": density, **shared, **candidate.fields}
+        return self.pipe.enable_sparse_attention(**{**shared, **asked})
 
-    def _measured(self, candidate: Candidate, density: float) -> Row:
+    def _measured(self, label: str, density: float, asked: Mapping[str, Any]) -> Row:
         self._dense_runs()
-        handle = self.pipe.enable_sparse_attention(candidate.method, **self._fields(candidate, density))
+        handle = self._enable(asked)
         try:
-            runs = self._generate(f"{candidate.label} {density:g}", handle)
+            runs = self._generate(f"{label} {density:g}", handle)
         finally:
             self.pipe.disable_sparse_attention()
-        return self._row("method", candidate.label, density, runs)
+        return self._row("method", label, density, runs)
 
     def _floor(self, label: str) -> Row:
         self._dense_runs()
@@ -149,18 +194,22 @@ class Bench:
 
     def _generate(self, name: str, handle: Any = None, prompts: Sequence[str] | None = None) -> list[Run]:
         """One run per prompt, prompt i from seed i."""
-        setup, runs = self.comparison.setup, []
+        setup = self.comparison.setup
         prompts = setup.prompts if prompts is None else prompts
-        for seed, prompt in enumerate(prompts):
-            self.tell(name, seed, len(prompts))
-            call = {"prompt": prompt, **setup.call}
-            runs.append(timed_run(self.pipe, call, seed=seed, handle=handle, measure_parts=True))
+        runs: list[Run] = []
+        for first in range(0, len(prompts), setup.batch):
+            self.tell(name, first, len(prompts))
+            batch = list(prompts[first : first + setup.batch])
+            call = {"prompt": batch if len(batch) > 1 else batch[0], **setup.call}
+            seeds = range(first, first + len(batch))
+            runs += timed_batch(self.pipe, call, seeds=seeds, handle=handle, measure_parts=True)
         self.tell(name, len(runs), len(prompts))
         return runs
 
     def _row(self, kind: Any, label: str, density: float | None, runs: list[Run]) -> Row:
         stats = [run.stats for run in runs if run.stats is not None]
         attention = [run.attention_s for run in runs if run.attention_s is not None]
+        timed = self.comparison.setup.timed
         sparse = [s.density_sparse_sites for s in stats if s.density_sparse_sites is not None]
         return Row(
             kind=kind,
@@ -168,8 +217,8 @@ class Bench:
             density=density,
             density_total=[s.density_total for s in stats] or [1.0] * len(runs),
             density_sparse=sparse or None,
-            denoise_s=[run.denoise_s for run in runs],
-            attention_s=attention if len(attention) == len(runs) else None,
+            denoise_s=[run.denoise_s for run in runs] if timed else None,
+            attention_s=attention if timed and len(attention) == len(runs) else None,
             kernel=runs[0].kernel,
             fallbacks=list(stats[0].fallbacks) if stats else [],
             **({} if kind == "dense" else self._metrics(runs)),
@@ -187,7 +236,7 @@ class Bench:
                 lpips.append(_mean(frames.lpips))
         return {"psnr": psnr, "ssim": ssim, "lpips": lpips or None}
 
-    def _layer_figures(self, candidate: Candidate, density: float) -> LayerFigures:
+    def _layer_figures(self, asked: Mapping[str, Any]) -> LayerFigures:
         """Two successive steps of the first prompt: the earlier is learnt from, the later measured."""
         setup = self.comparison.setup
         if self._calls is None:
@@ -195,10 +244,8 @@ class Bench:
             self.tell("captured calls", 0, None)
             call = {"prompt": setup.prompts[0], **setup.call}
             self._calls = capture_calls(self.pipe, call, seed=0, steps=(middle - 1, middle))
-        first = self._calls[0]
-        adapter = find_adapter(next(iter(transformers_of(self.pipe).values())))
-        model = ModelInfo(adapter.family, first.num_layers, first.q.shape[-1])
-        method = make_method(candidate.method, **self._fields(candidate, density)).build(model)
+        method = self._enable(asked).runtimes[0].method
+        self.pipe.disable_sparse_attention()
         figures = figures_by_layer(method, self._calls)
         return LayerFigures(
             step=self._calls[-1].site.step,
@@ -213,6 +260,28 @@ class Bench:
 
     def _save(self) -> None:
         write_text(self.path, self.comparison.model_dump_json(indent=1) + "\n")
+
+
+def merged(parts: Sequence[Comparison], labels: Sequence[str], command: str | None) -> Comparison:
+    """The rows of comparisons of one setup in one: dense and floor first, then by density and label.
+
+    Args:
+        parts: at least one; of a row that several have, the first counts.
+        labels: of the methods, in the order wanted; others come after them.
+        command: the command line that made them all.
+
+    Raises:
+        ValueError: if their setups differ.
+    """
+    whole = Comparison(command=command, setup=parts[0].setup, versions=parts[0].versions)
+    for part in parts:
+        check_same_setup(whole.setup, part.setup, "a part has rows")
+        whole.rows += [row for row in part.rows if whole.find(*row.key) is None]
+    kinds, places = ("dense", "floor", "method"), {label: place for place, label in enumerate(labels)}
+    whole.rows.sort(
+        key=lambda row: (kinds.index(row.kind), -(row.density or 0.0), places.get(row.label, len(places)))
+    )
+    return whole
 
 
 def load_or_begin(path: Path, setup: Setup, command: str | None) -> Comparison:

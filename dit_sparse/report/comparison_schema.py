@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dit_sparse.report.schema import Device, _Model
 
-COMPARISON_VERSION = "1.0"
+COMPARISON_VERSION = "1.1"
 
 
 class RunSetup(_Model):
@@ -30,6 +30,8 @@ class Setup(RunSetup):
 
     dense_steps: int | float | list[int] = Field(description="the guard of every method that names no other")
     dense_layers: list[int] = Field(default_factory=list)
+    batch: int = Field(default=1, ge=1, description="prompts in one call of the pipeline")
+    timed: bool = Field(default=True, description="false where other work shared the device")
 
 
 def check_same_setup(theirs: RunSetup, ours: RunSetup, where: str) -> None:
@@ -61,14 +63,17 @@ class Row(_Model):
     """One method at one density; lists have one value per prompt."""
 
     kind: Literal["dense", "floor", "method"]
-    label: str = Field(description="the method as given, e.g. svg2:score=mean_key")
-    density: float | None = Field(default=None, description="as asked for; null for dense rows")
+    label: str = Field(description="the method or profile as given, e.g. svg2:score=mean_key")
+    density: float | None = Field(
+        default=None,
+        description="as asked for, or of a pattern file; null for dense rows",
+    )
     density_total: list[float] = Field(description="over all attention calls, the dense guard included")
     density_sparse: list[float] | None = Field(default=None, description="over the calls that ran sparse")
     psnr: list[float] | None = Field(default=None, description="dB, mean over frames, 100 for identical ones")
     ssim: list[float] | None = None
     lpips: list[float] | None = Field(default=None, description="null where its weights cannot be had")
-    denoise_s: list[float]
+    denoise_s: list[float] | None = Field(description="of a batch, every prompt's share; null if not timed")
     attention_s: list[float] | None = Field(default=None, description="null where it cannot be told apart")
     kernel: str = Field(description="of the sparse calls")
     fallbacks: list[str] = Field(default_factory=list, description="unplanned dense attention, with reasons")

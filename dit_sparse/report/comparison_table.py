@@ -97,7 +97,8 @@ def _columns(rows: list[Row], base: Row | None = None) -> dict[str, Cell]:
     columns["SSIM"] = lambda row: _interval(row.ssim, 4)
     if any(row.lpips for row in rows):
         columns["LPIPS"] = lambda row: _interval(row.lpips, 4)
-    columns["denoising, s"] = lambda row: f"{median(row.denoise_s):.2f}"
+    if any(row.denoise_s for row in rows):
+        columns["denoising, s"] = lambda row: f"{median(row.denoise_s):.2f}" if row.denoise_s else NOTHING
     if any(row.attention_s for row in rows):
         columns["attention, s"] = lambda row: f"{median(row.attention_s):.2f}" if row.attention_s else NOTHING
     columns["kernel"] = lambda row: row.kernel
@@ -136,10 +137,14 @@ def _interval(values: list[float] | None, digits: int) -> str:
 def _legend(setup: Setup, baseline: str | None) -> str:
     text = (
         "Mean over prompts with its 95% interval (Student's t); metrics on raw frames against dense "
-        "attention from the same noise. Times are medians over prompts and count everything. "
+        "attention from the same noise. "
         f"All methods leave the steps {setup.dense_steps!r} and the layers {setup.dense_layers!r} dense "
         "unless they say otherwise."
     )
+    if setup.timed:
+        text += " Times are medians over prompts and count everything."
+    if setup.timed and setup.batch > 1:
+        text += f" Prompts ran in batches of {setup.batch}; a prompt's time is its share of the batch's."
     if baseline is not None:
         text += f" Differences are paired, prompt by prompt, with `{baseline}` at the same density."
     return text

@@ -13,12 +13,13 @@ from dit_sparse.report.extras import require
 from dit_sparse.report.intervals import mean_interval
 
 FORMATS = ("png", "svg")
+TIME = "quality_time"
 COSTS: dict[str, tuple[str, Callable[[Row], float]]] = {
     "quality_density": (
         "attention blocks computed, dense guard included",
         lambda row: mean(row.density_total),
     ),
-    "quality_time": ("denoising time in s, median over prompts", lambda row: median(row.denoise_s)),
+    TIME: ("denoising time in s, median over prompts", lambda row: median(row.denoise_s or [0.0])),
 }
 MARKERS = "osD^vP*X<>ph8d"
 
@@ -33,7 +34,8 @@ def pareto_front(points: list[tuple[float, float]]) -> list[int]:
 
 
 def write_plots(folder: Path, comparison: Comparison) -> tuple[str, ...]:
-    """Write ``quality_density`` and ``quality_time``, each as PNG and SVG; return the PNGs' names.
+    """Write ``quality_density`` and, of a timed comparison, ``quality_time``, each as PNG and SVG; return the
+    PNGs' names.
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -41,14 +43,15 @@ def write_plots(folder: Path, comparison: Comparison) -> tuple[str, ...]:
     rows = [row for row in comparison.rows if row.kind == "method" and row.psnr]
     if not rows:
         return ()
-    for name, (label, cost) in COSTS.items():
+    costs = {name: cost for name, cost in COSTS.items() if comparison.setup.timed or name != TIME}
+    for name, (label, cost) in costs.items():
         figure = draw(comparison, rows, label, cost)
         for suffix in FORMATS:
             # No date and fixed ids: the same figures give the same file.
             metadata = {"Date": None} if suffix == "svg" else {"Software": None}
             with atomic_path(folder / f"{name}.{suffix}") as path:
                 figure.savefig(path, dpi=150, metadata=metadata)
-    return tuple(f"{name}.png" for name in COSTS)
+    return tuple(f"{name}.png" for name in costs)
 
 
 def draw(comparison: Comparison, rows: list[Row], label: str, cost: Callable[[Row], float]) -> Any:

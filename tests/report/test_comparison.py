@@ -53,7 +53,7 @@ def measured(pipe, tmp_path_factory):
 
 def counted(monkeypatch, stop_at=None):
     """The prompts of all generations from here on; the one numbered ``stop_at`` is interrupted."""
-    prompts, original = [], module.timed_run
+    prompts, original = [], module.timed_batch
 
     def run(pipe, call, **options):
         if len(prompts) == stop_at:
@@ -61,7 +61,7 @@ def counted(monkeypatch, stop_at=None):
         prompts.append(call["prompt"])
         return original(pipe, call, **options)
 
-    monkeypatch.setattr(module, "timed_run", run)
+    monkeypatch.setattr(module, "timed_batch", run)
     return prompts
 
 
