@@ -163,7 +163,8 @@ def quantize_rows(
     if centre is not None:
         rows = rows - centre[:, :, None]
     grouped = F.pad(rows, (0, head_pad(dim) - dim, 0, -tokens % TOKEN_PAD)).unflatten(2, (-1, group))
-    scales = grouped.abs().amax(dim=(-2, -1)).clamp(min=FLOOR) / top
+    # Times a reciprocal: what torch makes of a division by a number depends on the device.
+    scales = grouped.abs().amax(dim=(-2, -1)).clamp(min=FLOOR) * (1.0 / top)
     levels = _to_levels(grouped * (1 / scales)[..., None, None], dtype)
     return levels.flatten(2, 3), scales, dots
 
@@ -172,7 +173,7 @@ def channel_scales(v: Tensor) -> Tensor:
     """Scales of v ``[B, N, H, D]`` for e4m3: one for every head and channel, float32 ``[B, H, D]``."""
     # The infinity norm reads v once and writes no |v|; it is exact in v's own type.
     peaks = torch.linalg.vector_norm(v, ord=torch.inf, dim=1).float()
-    return peaks.clamp(min=FLOOR) / E4M3_TOP
+    return peaks.clamp(min=FLOOR) * (1.0 / E4M3_TOP)
 
 
 def quantize_channels(v: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,9 +63,9 @@ def _rows_kernel(x, centre, project, levels, scales, dots, tokens, padded, strid
     peak = tl.maximum(tl.max(tl.max(tl.abs(tile), 1), 0), FLOOR)
     # A maximum passes over NaN, a sum does not: what is not finite must show in the result.
     peak += tl.sum(tl.sum(tile * 0.0, 1), 0)
-    scale = peak / TOP
+    scale = peak * (1.0 / TOP)
     tl.store(scales + head * (padded // GROUP) + group, scale)
-    tile = tile * (1.0 / scale)
+    tile = tile * tl.div_rn(1.0, scale)
     pointers = levels + (head * padded + rows64[:, None]) * D_PAD + offs_d[None, :]
     if FP8:
         tl.store(pointers, to_e4m3(tile, EMULATE))
@@ -92,7 +92,7 @@ def _channels_kernel(v, scales, levels, tokens, padded, stride_vb, stride_vn, st
         other=0.0,
     ).to(tl.float32)
     scale = tl.load(scales + head * D + offs_d, mask=offs_d < D, other=1.0)
-    tile = to_e4m3(tile * (1.0 / scale)[None, :], EMULATE)
+    tile = to_e4m3(tile * tl.div_rn(1.0, scale)[None, :], EMULATE)
     pointers = levels + (head * D_PAD + offs_d.to(tl.int64)[:, None]) * padded + rows64[None, :]
     tl.store(pointers, tl.trans(tile))
 

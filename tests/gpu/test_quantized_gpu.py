@@ -70,9 +70,9 @@ def check(
     assert torch.equal(torch.isneginf(lse), empty)
     assert not out.transpose(1, 2)[empty].any()
     check_budget(precision, out, q, k, v, seen, dim**-0.5)
-    # The definition rounds the same way but for ties, and Hopper's short sums of e4m3 products.
+    # The definition has the same levels, and longer sums than Hopper's of e4m3 products.
     _, defined_lse = block_sparse_attention(q, k, v, block_map, impl="gathered", **named)
-    tolerance = 5e-3 if precision == "fp8" else 1e-3
+    tolerance = 2e-2 if precision == "fp8" else 1e-3
     torch.testing.assert_close(lse[~empty], defined_lse[~empty], atol=tolerance, rtol=0)
 
 
@@ -153,10 +153,8 @@ def test_quantises_as_defined(precision, dtype, layout, dim, tokens):
         ours, theirs = (getattr(x, name) for x in (made, defined))
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         ours, theirs = ours.float(), theirs.float()
-        # Division on a GPU is off by an ulp, which tips a tie now and then: by one level, seldom.
-        assert (ours != theirs).double().mean() < 1e-3
-        step = theirs.abs() / 8 + 2**-9 if getattr(made, name).dtype == quantize.E4M3 else 1.0
-        assert ((ours - theirs).abs() <= step).all()
+        # Rounded operations in the same order: a tie falls to the same side.
+        assert torch.equal(ours, theirs), (name, (ours != theirs).double().mean())
 
 
 def test_e4m3_rounds_like_torch():
