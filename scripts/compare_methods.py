@@ -3,9 +3,11 @@ model; rows come out one by one and a second start goes on where the first ended
 
     python scripts/compare_methods.py --output comparison
     python scripts/compare_methods.py --output comparison --jobs 6 --batch 16
+    python scripts/compare_methods.py --output corrections --corrections --density 0.2
 
-``--jobs`` shares the methods among so many processes on one device; the rows have no times then. Any option
-of ``dit-sparse compare`` may follow and wins over the grid's, for example ``--prompts 4``.
+``--corrections`` compares every method with itself under each correction. ``--jobs`` shares the methods among
+so many processes on one device; the rows have no times then. Any option of ``dit-sparse compare`` may follow
+and wins over the grid's, for example ``--prompts 4``.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dit_sparse.report.comparison_schema import Comparison
 from dit_sparse.report.comparison_table import write_pages
 
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
+CORRECTIONS = ("none", "pooled", "reshape", "residual")
 
 
 def main() -> int:
@@ -32,6 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("dit-sparse-compare"))
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--corrections", action="store_true")
     parser.add_argument("--method", action="append")
     parser.add_argument("--profile", action="append", default=[])
     parser.add_argument("--density", action="append")
@@ -40,6 +44,8 @@ def main() -> int:
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {args.jobs}")
     methods = args.method or list(dit_sparse.list_methods())
+    if args.corrections:
+        methods = [f"{method}:correction={name}" for method in methods for name in CORRECTIONS]
     baseline = args.baseline or ("svg2" if "svg2" in methods else None)
     grid = [f"--density={density}" for density in args.density or DENSITIES] + ["--layers", *others]
     asked = [f"--method={name}" for name in methods] + [f"--profile={name}" for name in args.profile]

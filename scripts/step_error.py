@@ -23,7 +23,7 @@ from torch import Tensor
 
 import dit_sparse
 from dit_sparse.adapters.loading import load_pipeline, quiet
-from dit_sparse.corrections import Correction, LearntCompensation, PooledCompensation
+from dit_sparse.corrections import Correction, LowRankResidual, PooledCompensation
 from dit_sparse.embedded import DEFAULTS, heldout_prompts, tiny_wan_path
 from dit_sparse.engine import SparseMethod
 from dit_sparse.orderings import LearntAxes, LearntShapes, Ordering
@@ -35,23 +35,23 @@ def compositions(density: float, guard: int) -> dict[str, SparseMethod]:
     """What is compared, each with branches apart and sharing."""
     axes, shapes = LearntAxes(density), LearntShapes(density, compensated=False)
     heads, layers = (ObservedMass(density, scope, again=0.5) for scope in ("head", "layer"))
+    pooled, residual, whole = PooledCompensation(), LowRankResidual(), LowRankResidual(10**6)
+    by_error = (LearntShapes(density), ObservedError(density, "layer", again=0.5))
     parts: dict[str, tuple[Ordering, Selector, Correction | None]] = {
         "learnt axes, mass by head": (axes, heads, None),
-        "learnt axes, mass by head, compensation": (axes, heads, PooledCompensation()),
-        "learnt shapes, mass by head": (shapes, heads, None),
+        "learnt axes, mass by head, pooled": (axes, heads, pooled),
+        "learnt axes, mass by head, pooled, residual": (axes, heads, residual),
         "learnt shapes, mass by layer": (shapes, layers, None),
-        "learnt shapes, mass by layer, compensation": (shapes, layers, PooledCompensation()),
-        "learnt shapes, mass by layer, by head": (shapes, layers, LearntCompensation(offset=False)),
-        "mosaic": (shapes, layers, LearntCompensation()),
-        "learnt shapes, mean_key, by head": (
-            shapes,
-            TopK(density, "layer", "mean_key"),
-            LearntCompensation(),
-        ),
-        "learnt shapes, error by layer, by head": (
+        "learnt shapes, mass by layer, pooled": (shapes, layers, pooled),
+        "learnt shapes, mass by layer, residual": (shapes, layers, LowRankResidual(base=None)),
+        "learnt shapes, mass by layer, pooled, residual": (shapes, layers, residual),
+        "learnt shapes, error by layer, pooled": (*by_error, pooled),
+        "learnt shapes, error by layer, pooled, residual": (*by_error, residual),
+        "learnt shapes, error by layer, pooled, whole residual": (*by_error, whole),
+        "learnt shapes, mean_key by layer, pooled, residual": (
             LearntShapes(density),
-            ObservedError(density, "layer", again=0.5),
-            LearntCompensation(),
+            TopK(density, "layer", "mean_key"),
+            residual,
         ),
     }
     made = {}

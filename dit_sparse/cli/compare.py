@@ -41,7 +41,7 @@ def compare(
     ] = None,
     profiles: Annotated[
         list[str] | None,
-        Option("--profile", help="Shipped preset or file, beside the methods; repeatable."),
+        Option("--profile", help="Shipped preset or file, also with fields, beside the methods; repeatable."),
     ] = None,
     densities: Annotated[
         list[float] | None,
@@ -135,7 +135,12 @@ def parse_candidates(specs: Sequence[str] | None, profiles: Sequence[str] | None
         Candidate(spec, *parse_method(spec))
         for spec in distinct(specs or ([] if profiles else dit_sparse.list_methods()), "--method")
     ]
-    return methods + [Candidate(name, profile=name) for name in distinct(profiles or (), "--profile")]
+    followed = [
+        Candidate(spec, None, fields, profile=name)
+        for spec in distinct(profiles or (), "--profile")
+        for name, fields in [parse_method(spec)]
+    ]
+    return methods + followed
 
 
 def load(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dit_sparse.corrections.base import Correction, CorrectionInput
-from dit_sparse.corrections.learnt import LearntCompensation
 from dit_sparse.corrections.pooled import PooledCompensation
 from dit_sparse.corrections.reshape import StatisticalReshape
+from dit_sparse.corrections.residual import LowRankResidual
 
 CORRECTIONS: dict[str, Correction | None] = {
     "none": None,
     "pooled": PooledCompensation(),
-    "learnt": LearntCompensation(),
+    "residual": LowRankResidual(),
     "reshape": StatisticalReshape(),
     "reshape_residual": StatisticalReshape(residual_bytes=2**29),
 }
@@ -32,7 +32,7 @@ __all__ = [
     "CORRECTIONS",
     "Correction",
     "CorrectionInput",
-    "LearntCompensation",
+    "LowRankResidual",
     "PooledCompensation",
     "StatisticalReshape",
     "correction_named",

@@ -13,16 +13,17 @@ from dit_sparse.layout import BlockMap, ceil_div
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def check_tokens(name: str, x: Tensor) -> None:
-    """``x`` must be a ``[B, N, H, D]`` float tensor whose last dimension is contiguous.
+def check_tokens(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = FLOAT_DTYPES) -> None:
+    """``x`` must be a ``[B, N, H, D]`` tensor of one of these types whose last dimension is contiguous.
 
     Raises:
         ValueError: naming the tensor, what was received and what works.
     """
     if x.dim() != 4 or min(x.shape) < 1:
         raise ValueError(f"{name} must be [B, N, H, D] with every size at least 1, got {tuple(x.shape)}")
-    if x.dtype not in FLOAT_DTYPES:
-        raise ValueError(f"{name} must be float16, bfloat16 or float32, got {x.dtype}")
+    if x.dtype not in dtypes:
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        raise ValueError(f"{name} must be {', '.join(names[:-1])} or {names[-1]}, got {x.dtype}")
     if x.stride(-1) != 1 and x.shape[-1] > 1:
         raise ValueError(
             f"the last dimension of {name} must be contiguous, got strides {x.stride()}: "

@@ -10,8 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.checks import check_tokens
+from dit_sparse.kernels.checks import FLOAT_DTYPES, check_tokens
 from dit_sparse.kernels.dispatch import use_triton
+
+MOVED = (*FLOAT_DTYPES, torch.int8)
+"""Types of the rows that can be moved."""
 
 
 def check_order(x: Tensor, order: Tensor) -> Tensor:
@@ -40,14 +43,14 @@ def permute_rows(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
     """``out[b, i, h] = x[b, order[b, h, i], h]``: token i of the result is token ``order[..., i]`` of x.
 
     Args:
-        x: ``[B, N, H, D]``, float16, bfloat16 or float32; any strides with a contiguous last dimension.
+        x: ``[B, N, H, D]``, float16, bfloat16, float32 or int8; any strides with a contiguous last dimension.
         order: permutations of 0..N-1, int64 (or int32) ``[N]``, ``[H, N]`` or ``[B, H, N]``.
         impl: "auto" (Triton on a GPU), "triton" or "reference".
 
     Returns:
         Contiguous ``[B, N, H, D]``, bit for bit the rows of x.
     """
-    check_tokens("x", x)
+    check_tokens("x", x, MOVED)
     expanded = check_order(x, order)
     if use_triton(x, impl):
         from dit_sparse.kernels import triton_rows
@@ -64,7 +67,7 @@ def restore_rows(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
 
     Args and returns as there.
     """
-    check_tokens("x", x)
+    check_tokens("x", x, MOVED)
     expanded = check_order(x, order)
     if use_triton(x, impl):
         from dit_sparse.kernels import triton_rows

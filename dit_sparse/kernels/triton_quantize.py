@@ -120,6 +120,8 @@ def quantize_rows(
             None if project is None else project.contiguous(), levels, scales, dots, tokens, padded,
             *x.stride()[:3], D=dim, D_PAD=dim_pad, GROUP=group, TOP=top, FLOOR=FLOOR,
             CENTRE=centre is not None, PROJECT=project is not None, FP8=dtype == E4M3, EMULATE=not x.is_cuda,
+            # A product that is not rounded before the sum that rounds it would tip ties.
+            enable_fp_fusion=False,
         )  # fmt: skip
     return levels, scales, dots
 

@@ -55,7 +55,7 @@ def move(x: Tensor, order: Tensor, *, scatter: bool) -> Tensor:
     batch, tokens, heads, dim = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     # Bits are moved as integers: a float could be quietened or flushed on its way.
-    as_integer = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    as_integer = {1: torch.int8, 2: torch.int16, 4: torch.int32}[x.element_size()]
     dim_pad = triton.next_power_of_2(dim)
     rows = max(1, TILE_BYTES // (dim_pad * x.element_size()))
     grid = (ceil_div(tokens, rows), heads, batch)

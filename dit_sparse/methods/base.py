@@ -106,8 +106,8 @@ class ComposedConfig(MethodConfig):
 SHARED_FIELDS = {
     "density": "fraction of blocks to compute, in (0, 1]; None: by the method's own rule, if it has one",
     "correction": 'how skipped blocks are made good: "none"; "pooled": they enter through their means; '
-    '"learnt": so in the heads that gained by it when dense attention was last observed, with the mean of '
-    'what all queries lacked then; "reshape": rows are scaled by their share of the softmax when it was last '
+    '"residual": so too, and what was still lacking when dense attention was last observed is added, as 8 '
+    'directions per head; "reshape": rows are scaled by their share of the softmax when it was last '
     'known; "reshape_residual": and what they lacked then is added, up to 512 MiB per layer and branch',
     "dense_steps": "first steps left dense: a count, a fraction, or a list; None takes the paper's guard",
     "dense_layers": 'layers left dense: indices, "0-1,47", or a fraction of the first layers; None takes the '

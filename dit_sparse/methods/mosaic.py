@@ -1,66 +1,72 @@
-"""Mosaic: this project's own composition, the winner of its comparison."""
+"""Mosaic: this project's own composition."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from dit_sparse.corrections import LearntCompensation
+from dit_sparse.corrections import LowRankResidual
 from dit_sparse.engine import SparseMethod
 from dit_sparse.methods.base import ComposedConfig, ModelInfo, register_method
 from dit_sparse.orderings import LearntShapes
 from dit_sparse.selectors import ObservedError, ObservedMass, Selector
 from dit_sparse.selectors.spend import Scope
 
+COMPENSATING = ("residual", "pooled")
+"""Corrections by which a skipped block takes part through its means."""
+
 
 @register_method
 @dataclass(frozen=True)
 class Mosaic(ComposedConfig):
-    """Mosaic, every head cuts space-time into the blocks that serve it; skipped blocks help where they can.
+    """Mosaic, every head cuts space-time into the blocks whose means serve best, and what is still lacking is
+    carried.
 
     At the last dense step, and once more halfway through, dense attention is observed. Every head takes the
     shape of block (a run along one of six axis orders, or a space-time tile) that brings its output nearest
-    to the dense one with its heaviest blocks alone. The heads of a layer share one budget for the blocks of
-    largest exact mass. Heads whose error falls to half by it let skipped blocks enter through their means.
-    Both guidance branches use what the first of them learnt. All following steps reuse it: planning costs
-    them nothing, compensation about 2% of dense attention.
+    to the dense one. The heads of a layer share one budget, spent on the blocks whose means would serve
+    worst; all others take part through their mean key and value. What the output then still lacks changes
+    little over the steps, and lies in few directions: it is carried with ``residual_rank`` of them per head
+    and added. All following steps reuse this: planning costs them no more than moving rows.
 
-    Where it comes from: axis orders per head from PAROAttention (arXiv 2506.16054), exact block mass of an
-    observed step from AdaSpa (arXiv 2502.21079), compensation by means from SVG-EAR (arXiv 2603.08982). Tiles
-    among the orders, one budget for the heads of a layer, compensation by head, and branches that share
-    their blocks are ours. docs/findings.md has the measurements that led here.
+    Where it comes from: axis orders per head from PAROAttention (arXiv 2506.16054), compensation by means and
+    a budget by its error from SVG-EAR (arXiv 2603.08982), carrying what is lacking from Re-ttention (arXiv
+    2505.22918). Tiles among the orders, exact errors seen once instead of estimates at every step, one budget
+    for the heads of a layer, few directions instead of a second attention output, and branches that share
+    their blocks are ours. docs/methods.md and docs/findings.md have the measurements.
 
     Args:
         density: fraction of blocks to compute, in (0, 1].
-        relearn: fraction of the steps at which orders and masks are learnt again, in [0, 1], which makes that
-            step dense; None for never.
+        relearn: fraction of the steps at which everything is learnt again, in [0, 1], which makes that step
+            dense; None for never.
         scope: "layer" spends one budget over all heads, "head" and "row" equally.
-        rank: "mass", or "error": the error of the output when a pair's means stand in for it.
-        share_branches: both guidance branches take the orders and blocks of the one that runs first. Their
-            errors are then alike and cancel in the guided difference, which would amplify them otherwise.
+        correction: "residual" is the method's own; without it or "pooled" the blocks of largest exact mass
+            are kept.
+        residual_rank: directions per head, >= 1: 25 MB for each per layer of Wan-14B at 720p, over all
+            layers and both branches 240 MB.
+        share_branches: both guidance branches take the orders and blocks of the one that runs first, and
+            carry residuals of their own. Their errors are then alike and cancel in the guided difference,
+            which would amplify them otherwise.
     """
 
     name: ClassVar[str] = "mosaic"
     citation: ClassVar[str] = "this project, docs/findings.md"
 
-    correction: str = "learnt"
+    correction: str = "residual"
     relearn: float | None = 0.5
     scope: Scope = "layer"
-    rank: Literal["mass", "error"] = "mass"
     share_branches: bool = True
-
-    def __post_init__(self) -> None:
-        if self.rank not in ("mass", "error"):
-            raise ValueError(f"rank must be 'mass' or 'error', got {self.rank!r}")
+    residual_rank: int = 8
 
     def build(self, model: ModelInfo) -> SparseMethod:
         """Compose learnt shapes, observed blocks and the correction."""
-        by_error = self.rank == "error"
-        observed = ObservedError if by_error else ObservedMass
+        compensated = self.correction in COMPENSATING
+        observed = ObservedError if compensated else ObservedMass
         selector: Selector = observed(self.target_density, self.scope, again=self.relearn)
+        own = LowRankResidual(self.residual_rank, again=self.relearn)
         method = self.compose(
             selector,
-            LearntShapes(self.target_density, self.relearn, compensated=by_error),
-            correction=LearntCompensation(again=self.relearn) if self.correction == "learnt" else None,
+            LearntShapes(self.target_density, self.relearn, compensated=compensated),
+            correction=own if self.correction == "residual" else None,
         )
         return replace(method, share_branches=self.share_branches)

@@ -78,7 +78,7 @@ def test_orders_are_judged_after_compensation():
     codes, values = (torch.randn(8, 64, generator=g) for _ in range(2))
     k, v = (x[row][None, :, None] for x in (codes, values))
     q = torch.randn(1, LAYOUT.num_tokens, 1, 64, generator=g)
-    out, runtime = run(Mosaic(density=0.1, rank="error", **ALWAYS).build(MODEL), (q, k, v), LAYOUT, 2)
+    out, runtime = run(Mosaic(density=0.1, **ALWAYS).build(MODEL), (q, k, v), LAYOUT, 2)
     ((order,),) = choices(runtime)
     assert order in ("HTW", "HWT")  # the only ones whose runs of 16 stay in one row
     assert relative_error(out[1], dense(q, k, v)[0]).max() < 1e-4
@@ -163,7 +163,6 @@ def test_the_mask_holds_the_pairs_whose_means_serve_worst(text, position):
         lambda: ObservedError(0.5, "model"),
         lambda: ObservedError(0.5, again=2.0),
         lambda: ObservedError(0.5, rows=0),
-        lambda: Mosaic(rank="weight"),
         lambda: Mosaic(density=None).build(MODEL),
         lambda: Mosaic(scope="model").build(MODEL),
     ],
