@@ -20,7 +20,7 @@ from pathlib import Path
 
 import dit_sparse
 from dit_sparse.report.atomic import write_text
-from dit_sparse.report.comparison import merged
+from dit_sparse.report.comparison_rows import merged
 from dit_sparse.report.comparison_schema import Comparison
 from dit_sparse.report.comparison_table import write_pages
 

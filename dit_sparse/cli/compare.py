@@ -27,7 +27,7 @@ from dit_sparse.cli.workload import PROMPTS, distinct, parse_method, read_prompt
 
 if TYPE_CHECKING:
     from dit_sparse.cli.options import GenerateOptions
-    from dit_sparse.report.comparison import Candidate
+    from dit_sparse.report.comparison_rows import Candidate
     from dit_sparse.report.comparison_schema import Setup
 
 DENSITIES = (0.5, 0.25, 0.1)
@@ -129,18 +129,27 @@ def parse_candidates(specs: Sequence[str] | None, profiles: Sequence[str] | None
         ValueError: on a field without value, or what is given twice.
     """
     import dit_sparse
-    from dit_sparse.report.comparison import Candidate
+    from dit_sparse.report.comparison_rows import Candidate
 
     methods = [
         Candidate(spec, *parse_method(spec))
         for spec in distinct(specs or ([] if profiles else dit_sparse.list_methods()), "--method")
     ]
     followed = [
-        Candidate(spec, None, fields, profile=name)
+        Candidate(spec, None, fields, profile=name, density=_own_density(name))
         for spec in distinct(profiles or (), "--profile")
         for name, fields in [parse_method(spec)]
     ]
     return methods + followed
+
+
+def _own_density(profile: str) -> float | None:
+    """What a pattern file was made for; None for a preset, which takes any."""
+    from dit_sparse.patterns import load_profile
+    from dit_sparse.presets import PATTERN_SUFFIX, find_profile
+
+    path = find_profile(profile)
+    return round(load_profile(path).header.figures.density, 4) if path.suffix == PATTERN_SUFFIX else None
 
 
 def load(

@@ -94,3 +94,10 @@ def test_rows_of_the_file_are_json(tmp_path):
     rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
     assert [row["kind"] for row in rows] == ["dense", "method"]
     assert rows[1]["psnr"][0] > 60
+
+
+def test_profiles_stand_beside_methods():
+    pattern, preset = parse_candidates(None, ["tiny-wan/balanced:correction=residual", "wan2.1-1.3b/fast"])
+    assert (pattern.method, pattern.profile, pattern.density) == (None, "tiny-wan/balanced", 0.25)
+    assert pattern.fields == {"correction": "residual"}
+    assert (preset.profile, preset.density) == ("wan2.1-1.3b/fast", None)

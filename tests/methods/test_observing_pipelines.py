@@ -51,14 +51,14 @@ def test_what_is_carried_shows_in_the_stats_and_branches_are_apart(method):
         assert torch.equal(run(pipe, inputs), first)
     observed = [(r.site.branch, r.site.layer, r.site.step) for r in stats.records if r.dense_reason]
     steps = (0, 2) if method in ("mosaic", "paro") else (0,)
-    # Mosaic's branches share what the first of them learns.
-    branches = ("conditional",) if method == "mosaic" else ("conditional", "unconditional")
+    branches = ("conditional", "unconditional")
     assert sorted(observed) == sorted((b, layer, s) for b in branches for layer in range(2) for s in steps)
-    sites, heads, tokens, blocks = 2 * len(branches), 2, 105, 7
+    # Mosaic's branches share blocks and orders, not residuals.
+    sites, heads, tokens, blocks = 2 if method == "mosaic" else 4, 2, 105, 7
     mask = heads * blocks  # a byte holds a row of seven bits
     expected = {
         "adaspa": mask,
-        "mosaic": mask + 2 * heads + 4 * heads * 16,
+        "mosaic": mask + heads + 2 * (heads * tokens * 8 + heads * 8 * 16 * 4),
         "paro": mask + heads,
         "rettention": heads * tokens * (2 + 16 * 4),
         "sparse_vdit": mask + 2 * heads,

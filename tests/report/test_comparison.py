@@ -11,7 +11,8 @@ from PIL import Image
 from dit_sparse.adapters.loading import load_pipeline
 from dit_sparse.embedded import NAME, heldout_prompts, tiny_wan_path
 from dit_sparse.report import comparison as module
-from dit_sparse.report.comparison import FLOORS, Bench, Candidate
+from dit_sparse.report.comparison import FLOORS, Bench
+from dit_sparse.report.comparison_rows import Candidate, merged
 from dit_sparse.report.comparison_schema import Comparison, LayerFigures, Row, Setup
 from dit_sparse.report.comparison_table import markdown, write_pages
 from dit_sparse.report.environment import package_versions
@@ -246,3 +247,62 @@ def test_plots_and_page_are_written_and_repeat(tmp_path):
         drawing = (tmp_path / f"{name}.svg").read_text()
         assert drawing.count("<!-- draft -->") + drawing.count("<!-- svg2 -->") >= 2
     assert "dense, own kernel: 41.0 dB" in (tmp_path / "quality_time.svg").read_text()
+
+
+def test_batches_give_what_single_prompts_give(measured, pipe, tmp_path):
+    whole = measured[1]
+    bench = Bench(pipe, setup_of(2, batch=2), tmp_path / "comparison.json")
+    together = bench.run(CANDIDATES[:1], [0.4], floor=False)
+    row = together.find("method", "draft", 0.4)
+    assert row.psnr == pytest.approx(whole.find("method", "draft", 0.4).psnr, abs=0.05)
+    assert row.denoise_s[0] == row.denoise_s[1], "every prompt has its share"
+    assert "batches of 2" in markdown(together)
+
+
+def test_times_are_left_out_where_asked(pipe, tmp_path):
+    comparison = Bench(pipe, setup_of(1, timed=False), tmp_path / "comparison.json").run(
+        CANDIDATES[:1], [0.4], floor=False
+    )
+    assert all(row.denoise_s is None and row.attention_s is None for row in comparison.rows)
+    names = {path.name for path in write_pages(tmp_path, comparison)}
+    assert names == {"comparison.json", "comparison.md", "quality_density.png"}
+    assert "denoising" not in (tmp_path / "comparison.md").read_text()
+
+
+def test_a_row_that_breaks_is_told_and_the_others_run(pipe, tmp_path, monkeypatch):
+    original = module.timed_batch
+
+    def breaks(pipe, call, **options):
+        if options["handle"] is not None and options["handle"].config.score == "pooled":
+            raise RuntimeError("out of memory")
+        return original(pipe, call, **options)
+
+    monkeypatch.setattr(module, "timed_batch", breaks)
+    bench = Bench(pipe, setup_of(1), tmp_path / "comparison.json")
+    comparison = bench.run(CANDIDATES, [0.4], floor=False)
+    assert bench.failures == {"draft 0.4": "RuntimeError: out of memory"}
+    assert [row.label for row in comparison.rows if row.kind == "method"] == ["draft:score=mean_key"]
+    assert bench.run(CANDIDATES[1:], [0.4], floor=False) == comparison
+
+
+@pytest.mark.parametrize(
+    ("own", "densities", "placed"),
+    [(0.196, (0.5, 0.2), 0.2), (0.23, (0.5, 0.2), 0.23), (0.1, (), 0.1)],
+)
+def test_a_pattern_file_stands_beside_the_density_near_its_own(own, densities, placed):
+    candidate = Candidate("p", profile="p.safetensors", fields={"correction": "none"}, density=own)
+    assert candidate.rows(densities) == {placed: {"profile": "p.safetensors", "correction": "none"}}
+
+
+def test_parts_make_one_comparison(measured):
+    whole = measured[1]
+    parts = [
+        whole.model_copy(update={"rows": [row for row in whole.rows if row.label == label]})
+        for label in ("draft:score=mean_key", "draft", "dense")
+    ]
+    joined = merged([*parts, parts[0]], [c.label for c in CANDIDATES], "the command")
+    assert joined.command == "the command"
+    assert [row.key for row in joined.rows] == [r.key for r in whole.rows if r.kind != "floor"]
+    other = whole.model_copy(update={"setup": setup_of(1)})
+    with pytest.raises(ValueError, match="another setup, prompts"):
+        merged([whole, other], [], None)
