@@ -21,7 +21,7 @@ from dit_sparse.adapters.loading import compile_blocks
 from dit_sparse.kernels.dispatch import installed
 from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.selectors import SelectionInput, Selector
-from gpu_bench.harness import Row, Settings, benchmark, error_note
+from gpu_bench.harness import Row, Settings, benchmark, error_note, told
 from gpu_bench.models import STEPS
 from gpu_bench.random_models import SPECS, Spec, build, inputs, only, without_padding_mask
 from gpu_bench.recording import KEEP
@@ -30,9 +30,16 @@ DENSITIES = (0.25, 0.15)
 MEASURED = ("Wan-14B 720p", "HunyuanVideo 720p", "CogVideoX-5B 480p")
 QUICK = ("Wan-1.3B 480p", "CogVideoX-5B 480p")
 NEW, CARRIED, FIRST = "every step", "carried", "first step"
-EAGER = (("svg2", NEW), ("svg2", FIRST), ("svg2", CARRIED), ("draft", NEW))
-COMPILED = (("svg2", NEW), ("svg2", CARRIED))
+EAGER = (
+    *(("mosaic", NEW), ("mosaic", FIRST)),
+    *(("svg2", NEW), ("svg2", FIRST), ("svg2", CARRIED)),
+    ("draft", NEW),
+)
+COMPILED = (("mosaic", NEW), ("svg2", NEW), ("svg2", CARRIED))
 """(method, plan). Every one is an attachment, and so a compilation, of its own: the compiled ones are few."""
+OBSERVING = ("mosaic",)
+"""Methods that learn in a dense call: their "first step" is that call, which a run has once more than the
+guard."""
 INTERVAL = 5
 """Refresh interval of the runs that carry plans."""
 
@@ -104,20 +111,30 @@ class Bench:
             self.notes.append(_described(case) | {"note": error_note(error)})
             return
         self.times[case] = times
+        told(_described(case) | times)
 
     def sparse(self, mode: str, method: str, plan: str) -> None:
-        """Attach a method once and measure it at every density."""
+        """Attach a method, once where it learns nothing, and measure it at every density."""
         model = self.spec.model
         info = ModelInfo(model.family, model.layers, model.dim)
-        always = {"dense_steps": 0, "dense_layers": (), "min_tokens": 0}
+        always: dict[str, Any] = {"dense_steps": 0, "dense_layers": (), "min_tokens": 0}
         always["refresh_interval"] = KEEP if plan == CARRIED else 1
+        if method in OBSERVING:
+            always["relearn"] = None
         built = {d: make_method(method, density=d, **always).build(info) for d in self.densities}
+        if method in OBSERVING:
+            for density in self.densities[:1] if plan == FIRST else self.densities:
+                with dit_sparse.sparse_attention(self.transformer, built[density], strict=True) as handle:
+                    self.forward()
+                    run = partial(_afresh, handle.reset, self.forward) if plan == FIRST else self.forward
+                    self.measure(Case(mode, method, density, plan), run)
+            return
         switch = _Switch({density: made.selector for density, made in built.items()})
         whole = replace(built[switch.density], selector=switch)
         with dit_sparse.sparse_attention(self.transformer, whole, strict=True) as handle:
             for density in self.densities[:1] if plan == FIRST else self.densities:
                 switch.density = density
-                run: Callable[[], object] = self.forward
+                run = self.forward
                 if plan == FIRST:
                     run = partial(_afresh, handle.reset, self.forward)
                 elif plan == CARRIED:

@@ -22,7 +22,7 @@ from dit_sparse.engine import SparseMethod
 from dit_sparse.layout import Site, TokenLayout
 from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.runtime import Call, Runtime
-from gpu_bench.harness import Row, Settings, benchmark, error_note, fastest, measure_dense
+from gpu_bench.harness import Row, Settings, benchmark, error_note, fastest, measure_dense, told
 from gpu_bench.models import STEPS, Model, chosen_models, smooth_qkv
 from gpu_bench.recording import Tensors
 
@@ -63,9 +63,9 @@ def method_rows(name: str, model: Model, methods: list[str], settings: Settings)
     for label in methods:
         try:
             method = make_method(label, density=DENSITY, **shared).build(info)
-            rows.append(base | {"method": label} | timed_run(method, model, x, dense_ms))
+            rows.append(told(base | {"method": label} | timed_run(method, model, x, dense_ms)))
         except Exception as error:  # one method's failure must not cost the others
-            rows.append(base | {"method": label, "note": error_note(error)})
+            rows.append(told(base | {"method": label, "note": error_note(error)}))
     return rows
 
 
