@@ -44,7 +44,7 @@ class LearntShapes(LearntOrder):
 
     key: ClassVar[str] = CHOICE
 
-    query_blocks: int = 16
+    query_blocks: int = 8
     compensated: bool = True
     tiles: bool = True
 

@@ -47,3 +47,11 @@ def test_a_block_of_equal_keys_and_values_costs_nothing():
     out, lse = dense_attention(q, k, v, scale=0.5, impl="reference")
     error = skip_error(q, k, v, out, lse, (16, 16), 0.5, impl="triton")
     assert error[..., 1].max() < 1e-9 < 1e-5 < error[..., 0].min()
+
+
+@with_triton
+@pytest.mark.parametrize(("block", "queries"), [(32, 150), (16, 64), (16, 33), (8, 100), (1, 19), (6, 50)])
+def test_short_query_blocks_share_a_tile(block, queries):
+    """Whole tiles, a ragged last block, blocks that do not exist, and lengths that divide no tile."""
+    q, k, v, _ = draw(64, "contiguous", (32, 32), queries, 70, (2, 3), FLOAT)
+    check(q, k, v, (block, 32), 0.3, "triton")
