@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -22,10 +23,13 @@ from gpu_bench.tables import MARKED
 
 from dit_sparse.report.comparison_schema import Comparison, Row
 from dit_sparse.report.intervals import mean_interval, paired_difference
+from dit_sparse.report.pareto import write_plots
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, IMAGES = ROOT / "docs" / "methods.md", ROOT / "docs" / "images"
 ORDER = ("pooled", "reshape", "residual")
+SHAPE = "Wan-14B 720p"
+"""Where times are taken from, if they were measured there."""
 REFERENCE = 0.2
 """The density at which methods are looked at closely."""
 
@@ -40,25 +44,19 @@ def best_first(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: -mean(row.psnr or [0.0]))
 
 
-def name_of(row: Row) -> str:
-    """The label, a pattern file by its name alone."""
-    path, colon, fields = row.label.partition(":")
-    return f"`profile{colon}{fields}`" if path.endswith(".safetensors") else f"`{row.label}`"
-
-
 def grid_table(comparison: Comparison) -> list[str]:
     """PSNR of every method over the densities, with the density in total; the floor above."""
     rows = rows_of(comparison)
     densities = sorted({row.density for row in rows if row.density}, reverse=True)
-    found = {(name_of(row), row.density): row for row in rows}
-    order = list(dict.fromkeys(name_of(r) for r in best_first([r for r in rows if r.density == REFERENCE])))
+    found = {(row.series, row.density): row for row in rows}
+    order = list(dict.fromkeys(r.series for r in best_first([r for r in rows if r.density == REFERENCE])))
     lines = [
         "| method | " + " | ".join(f"{d:g}" for d in densities) + " |",
         "|---" * (1 + len(densities)) + "|",
     ]
     for name in order:
         cells = [_psnr(found.get((name, density))) for density in densities]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     floors = [
         f"{row.label} {mean_interval(row.psnr).text(1)} dB"
         for row in comparison.rows
@@ -89,7 +87,12 @@ def detail_table(comparison: Comparison) -> list[str]:
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         apart = paired_difference(row.psnr or [], best.psnr or []).text(1, "+") if row is not best else ""
-        cells = [name_of(row), f"{mean(row.density_total):.3f}", mean_interval(row.psnr or []).text(1), apart]
+        cells = [
+            f"`{row.series}`",
+            f"{mean(row.density_total):.3f}",
+            mean_interval(row.psnr or []).text(1),
+            apart,
+        ]
         cells.append(mean_interval(row.ssim or []).text(3))
         calls = (row.layers.error, row.layers.recall) if row.layers else ()
         cells += [f"{mean(values):.3f}" for values in calls] or ["", ""]
@@ -128,7 +131,7 @@ def heading(comparison: Comparison) -> list[str]:
     """Command, model, sizes, device and versions."""
     setup, versions = comparison.setup, comparison.versions
     size = " x ".join(str(setup.call[key]) for key in ("num_frames", "height", "width"))
-    command = re.sub(r"\S*/(\S+\.(?:py|safetensors))", r"\1", comparison.command or "")
+    command = re.sub(r"[^\s=]*/(\S+\.(?:py|safetensors))", r"\1", comparison.command or "")
     command = shlex.join(_without_output(shlex.split(command)))
     facts = [
         f"{setup.model}, {size}, {setup.call['num_inference_steps']} steps",
@@ -137,7 +140,8 @@ def heading(comparison: Comparison) -> list[str]:
         f"dense steps {setup.dense_steps}",
     ]
     command = command.replace("compare_methods.py", "scripts/compare_methods.py")
-    return ["```", command, "```", "", f"{'; '.join(facts)}.", ""]
+    lines = textwrap.wrap(command, 110, break_long_words=False, break_on_hyphens=False)
+    return ["```", " \\\n    ".join(lines), "```", "", f"{'; '.join(facts)}.", ""]
 
 
 def _without_output(words: list[str]) -> list[str]:
@@ -154,7 +158,7 @@ def draw_times(comparison: Comparison, times: list[dict], image: Path) -> None:
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = "dit-sparse"
-    shape = times[0]["shape"]
+    shape = SHAPE if any(row["shape"] == SHAPE for row in times) else times[0]["shape"]
     speed = {row["method"]: row.get("run speed-up") for row in times if row["shape"] == shape}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -163,7 +167,13 @@ def draw_times(comparison: Comparison, times: list[dict], image: Path) -> None:
             continue
         quality = mean_interval(row.psnr or [])
         axes.errorbar(speed[row.label], quality.mean, yerr=quality.half, marker="o", capsize=2, color="C0")
-        axes.annotate(row.label, (speed[row.label], quality.mean), xytext=(5, 4), textcoords="offset points")
+        axes.annotate(
+            row.label,
+            (speed[row.label], quality.mean),
+            xytext=(-5, 6),
+            ha="right",
+            textcoords="offset points",
+        )
     axes.set_xlabel(f"speed-up of attention over a run of 50 steps, {shape} shape, everything counted")
     axes.set_ylabel("PSNR against dense attention in dB, tiny-wan")
     axes.grid(alpha=0.3)
@@ -195,7 +205,8 @@ def main() -> int:
         return match[1] + "\n".join([*head, *table(comparison)]) + "\n" + match[4]
 
     PAGE.write_text(MARKED.sub(fill, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    if "grid" in given:
+    if "grid" in found:
+        write_plots(Path(given["grid"]), found["grid"])
         shutil.copy(Path(given["grid"]) / "quality_density.svg", IMAGES / "quality-density.svg")
     if "grid" in found and "times" in given:
         rows = json.loads(Path(given["times"]).read_text(encoding="utf-8"))["results"]["methods"]

@@ -42,8 +42,8 @@ class Mosaic(ComposedConfig):
         scope: "layer" spends one budget over all heads, "head" and "row" equally.
         correction: "residual" is the method's own; without it or "pooled" the blocks of largest exact mass
             are kept.
-        residual_rank: directions per head, >= 1: 25 MB for each per layer of Wan-14B at 720p, over all
-            layers and both branches 240 MB.
+        residual_rank: directions per head, >= 1. Each takes 3 MB per layer and branch of Wan-14B at 720p,
+            240 MB in all.
         share_branches: both guidance branches take the orders and blocks of the one that runs first, and
             carry residuals of their own. Their errors are then alike and cancel in the guided difference,
             which would amplify them otherwise.

@@ -80,6 +80,13 @@ class Row(_Model):
     layers: LayerFigures | None = None
 
     @property
+    def series(self) -> str:
+        """What its rows at all densities have in common: the label; pattern files are one series, "profile",
+        with the fields given beside them."""
+        file, colon, fields = self.label.partition(":")
+        return f"profile{colon}{fields}" if file.endswith(".safetensors") else self.label
+
+    @property
     def key(self) -> tuple[str, str, float | None]:
         """What tells rows apart."""
         return self.kind, self.label, self.density

@@ -58,13 +58,16 @@ def draw(comparison: Comparison, rows: list[Row], label: str, cost: Callable[[Ro
     """The figure of one kind of cost."""
     matplotlib = require("matplotlib")
     matplotlib.rcParams["svg.hashsalt"] = "dit-sparse"
-    figure = require("matplotlib.figure").Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.add_subplot()
     points = [(cost(row), mean_interval(row.psnr or []).mean) for row in rows]
-    labels = list(dict.fromkeys(row.label for row in rows))
+    labels = list(dict.fromkeys(row.series for row in rows))
+    # The legend has a line for each.
+    figure = require("matplotlib.figure").Figure(
+        figsize=(9, max(5.5, 0.24 * len(labels))), layout="constrained"
+    )
+    axes = figure.add_subplot()
     colours = matplotlib.colormaps["tab20"].colors
     for i, name in enumerate(labels):
-        own = [(*point, row) for point, row in zip(points, rows) if row.label == name]
+        own = [(*point, row) for point, row in zip(points, rows) if row.series == name]
         own.sort(key=lambda entry: entry[0])
         axes.errorbar(
             [x for x, _, _ in own],
@@ -79,10 +82,19 @@ def draw(comparison: Comparison, rows: list[Row], label: str, cost: Callable[[Ro
         )
     front = [points[i] for i in pareto_front(points)]
     axes.plot(*zip(*front), color="black", linewidth=0.8, linestyle=":", label="front", zorder=0)
-    for floor in (row for row in comparison.rows if row.kind == "floor" and row.psnr):
-        level = mean_interval(floor.psnr or []).mean
+    floors = [row for row in comparison.rows if row.kind == "floor" and row.psnr]
+    for i, (level, name) in enumerate(
+        sorted((mean_interval(row.psnr or []).mean, row.label) for row in floors)
+    ):
         axes.axhline(level, color="grey", linewidth=0.8, linestyle="--")
-        axes.annotate(f"{floor.label}: {level:.1f} dB", (0.01, level), xycoords=("axes fraction", "data"))
+        axes.annotate(
+            f"{name}: {level:.1f} dB",
+            (0.01, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2 if i else -2),
+            textcoords="offset points",
+            va="bottom" if i else "top",
+        )
     axes.set_xlabel(label)
     axes.set_ylabel("PSNR against dense attention in dB, mean over prompts")
     axes.grid(alpha=0.3)
