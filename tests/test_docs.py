@@ -19,7 +19,7 @@ def test_readme_example_runs(capsys):
     scope = {}
     exec(example.replace("num_inference_steps=25", "num_inference_steps=2"), scope)
     assert len(scope["video"]) == 17
-    assert "svg2" in capsys.readouterr().out
+    assert "mosaic" in capsys.readouterr().out
 
 
 def test_readme_lists_every_method_and_kernel():
