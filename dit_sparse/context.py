@@ -26,6 +26,12 @@ STAGES = ("order", "permute", "select", "attend", "correct", "restore")
 plan of an earlier step."""
 
 
+def check_fraction(name: str, value: float | None) -> None:
+    """Raise ValueError unless a field that :meth:`PlanContext.step_at` will read is in range."""
+    if value is not None and not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1] or None, got {value}")
+
+
 @dataclass(frozen=True)
 class PlanContext:
     """Where a call is, and what was carried there.

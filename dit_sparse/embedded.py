@@ -6,6 +6,7 @@ Results on it are the tiny model's and must be labelled so; see its MODEL_CARD.m
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 NAME = "tiny-wan"
 
@@ -29,6 +30,18 @@ def tiny_wan_path() -> Path:
     if not (path / "model_index.json").is_file():
         raise FileNotFoundError(f"the embedded model is missing from {path}: reinstall dit-sparse")
     return path
+
+
+def default_call(prompt: str, **changes: Any) -> dict[str, Any]:
+    """Keyword arguments of the pipeline for one clip by :data:`DEFAULTS`, without the seed."""
+    call = {key: DEFAULTS[key] for key in ("height", "width", "num_frames")}
+    return {
+        "prompt": prompt,
+        **call,
+        "num_inference_steps": DEFAULTS["steps"],
+        "guidance_scale": DEFAULTS["guidance"],
+        **changes,
+    }
 
 
 def heldout_prompts() -> list[str]:

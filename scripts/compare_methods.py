@@ -53,13 +53,19 @@ def main() -> int:
     if not parts:
         chosen = [*asked, *([f"--baseline={baseline}"] if baseline else []), f"--output={args.output}"]
         return subprocess.run([*COMPARE, *grid, *chosen]).returncode
-    # The floor is measured once. A part without a method of its own would compare all.
+    # The floor is measured once.
     started = [
         subprocess.Popen(
-            [*COMPARE, *grid, *share, f"--output={part}", "--no-times", *(["--no-floor"] if i else [])]
+            [
+                *COMPARE,
+                *grid,
+                *asked[i :: len(parts)],
+                f"--output={part}",
+                "--no-times",
+                *(["--no-floor"] if i else []),
+            ]
         )
         for i, part in enumerate(parts)
-        if (share := asked[i :: len(parts)])
     ]
     codes = [process.wait() for process in started]
     done = [part / "comparison.json" for part in parts if (part / "comparison.json").exists()]

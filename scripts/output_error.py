@@ -83,15 +83,19 @@ def compositions(density: float, block: int) -> dict[str, SparseMethod]:
     return made
 
 
+COMPARED = 32
+"""Blocks of queries on which shapes are compared here, most of the 40 that the model has."""
+
+
 def learning_compositions(density: float, block: int) -> dict[str, SparseMethod]:
     """Orders and masks that are learnt at an earlier step, and what they are compared with."""
     orderings = {
         "raster": Raster(),
         "cubes": Cubes(),
         "learnt axes": LearntAxes(density, None),
-        "learnt axes, compensated": LearntShapes(density, None, tiles=False),
-        "learnt shapes": LearntShapes(density, None, compensated=False),
-        "learnt shapes, compensated": LearntShapes(density, None),
+        "learnt axes, compensated": LearntShapes(density, None, COMPARED, tiles=False),
+        "learnt shapes": LearntShapes(density, None, COMPARED, compensated=False),
+        "learnt shapes, compensated": LearntShapes(density, None, COMPARED),
     }
     chosen: dict[str, Selector] = {
         "observed mass by head": ObservedMass(density, "head"),

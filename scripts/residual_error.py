@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_sparse.adapters.loading import load_pipeline, quiet
-from dit_sparse.embedded import DEFAULTS, heldout_prompts, tiny_wan_path
+from dit_sparse.embedded import default_call, heldout_prompts, tiny_wan_path
 from dit_sparse.engine import observed_attention, uncorrected_attention
 from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.report.capture import CapturedCall, capture_calls, context_of
@@ -86,14 +86,7 @@ def main() -> None:
     if min(args.use) <= args.learn:
         parser.error(f"--use must lie behind --learn {args.learn}, got {min(args.use)}")
     quiet()
-    call = {
-        "prompt": heldout_prompts()[args.prompt],
-        "height": DEFAULTS["height"],
-        "width": DEFAULTS["width"],
-        "num_frames": DEFAULTS["num_frames"],
-        "num_inference_steps": DEFAULTS["steps"],
-        "guidance_scale": DEFAULTS["guidance"],
-    }
+    call = default_call(heldout_prompts()[args.prompt])
     pipe = load_pipeline(tiny_wan_path(), device="cpu")
     calls = capture_calls(pipe, call, seed=args.prompt, steps=[args.learn, *args.use])
     at = {(call.site.step, call.site.layer): call for call in calls}

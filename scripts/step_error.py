@@ -24,7 +24,7 @@ from torch import Tensor
 import dit_sparse
 from dit_sparse.adapters.loading import load_pipeline, quiet
 from dit_sparse.corrections import Correction, LowRankResidual, PooledCompensation
-from dit_sparse.embedded import DEFAULTS, heldout_prompts, tiny_wan_path
+from dit_sparse.embedded import DEFAULTS, default_call, heldout_prompts, tiny_wan_path
 from dit_sparse.engine import SparseMethod
 from dit_sparse.orderings import LearntAxes, LearntShapes, Ordering
 from dit_sparse.schedule import Schedule
@@ -101,14 +101,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     prompts = heldout_prompts()[args.first : args.first + args.prompts]
     calls = [
-        {
-            "prompt": prompt,
-            "height": DEFAULTS["height"],
-            "width": DEFAULTS["width"],
-            "num_frames": DEFAULTS["num_frames"],
-            "num_inference_steps": args.steps,
-            "guidance_scale": args.guidance,
-        }
+        default_call(prompt, num_inference_steps=args.steps, guidance_scale=args.guidance)
         for prompt in prompts
     ]
     dense = [latents(pipe, call, seed) for seed, call in enumerate(calls, args.first)]

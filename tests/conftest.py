@@ -23,6 +23,15 @@ settings.register_profile("default", deadline=None, max_examples=50, derandomize
 settings.load_profile("default")
 
 
+@pytest.fixture
+def single_thread():
+    """One thread of torch, for tests by ``usefixtures``."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def attention_backend():
     """diffusers keeps one active kernel per process: a test that swaps it must not swap it for the next."""

@@ -20,12 +20,7 @@ TEXT_LAST = Model("hunyuan_video", (3, 9, 11), 2, 32, 60, 1, 0.1, 21, "last")
 NO_TEXT = Model("wan", (3, 9, 11), 2, 32, 40, 2, 0.2)
 
 
-@pytest.fixture(autouse=True)
-def _single_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def test_every_file_is_found_and_every_default_benchmark_runs_by_some_name():

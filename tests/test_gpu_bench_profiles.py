@@ -28,12 +28,7 @@ def two_ms(run, budget_ms):
     return 2.0
 
 
-@pytest.fixture(autouse=True)
-def _single_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 @pytest.mark.parametrize("model", [NO_TEXT, TEXT_LAST, TEXT_FIRST], ids=lambda m: m.family)

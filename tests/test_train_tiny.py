@@ -33,13 +33,7 @@ from tiny_wan.train_diffusion import draw_sigma  # noqa: E402
 from tiny_wan.transformer import build_transformer, training_attention  # noqa: E402
 from tiny_wan.vae import build_vae, decode_clip, encode_clip  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _single_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 
 def scene(**attributes: str) -> scenes.Scenes:

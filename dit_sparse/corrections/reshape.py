@@ -10,9 +10,9 @@ from torch import Tensor
 from dit_sparse import kernels
 from dit_sparse.context import Observation, PlanContext
 from dit_sparse.corrections.base import CorrectionInput
+from dit_sparse.corrections.int8 import to_int8
 
 RHO, RESIDUAL, STEP = "reshape.rho", "reshape.residual", "reshape.step"
-INT8_MAX = 127
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,15 @@ def _stored(residual: Tensor, dtype: torch.dtype, budget: int) -> tuple[Tensor, 
     for kind in (dtype, torch.bfloat16):
         if residual.numel() * kind.itemsize <= budget:
             return (residual.to(kind),)
-    scales = residual.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / INT8_MAX
-    needed = residual.numel() + scales.numel() * scales.element_size()
+    levels, scales = to_int8(residual, dim=-1)
+    needed = levels.numel() + scales.numel() * scales.element_size()
     if needed > budget:
         raise ValueError(
             f"residual_bytes={budget} cannot hold the residual of {tuple(residual.shape)} [B, N, H, D]: it "
             f"needs {needed} bytes per layer and branch as int8, {residual.numel() * 2} as bfloat16; "
             "residual_bytes=0 goes without it"
         )
-    return (residual / scales).round().to(torch.int8), scales
+    return levels, scales
 
 
 def _restored(stored: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:

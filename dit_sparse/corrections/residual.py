@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from dit_sparse import kernels
-from dit_sparse.context import Observation, PlanContext
+from dit_sparse.context import Observation, PlanContext, check_fraction
 from dit_sparse.corrections.base import Correction, CorrectionInput
+from dit_sparse.corrections.int8 import to_int8
 from dit_sparse.corrections.pooled import PooledCompensation
 
 KEY = "residual"
-INT8_MAX = 127
 HEADS = 8
 """Heads taken at a time: bounds the float32 copies of the output."""
 ROUNDS = 4
@@ -45,8 +45,7 @@ class LowRankResidual:
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"rank must be a whole number >= 1, got {self.rank!r}")
-        if self.again is not None and not 0.0 <= self.again <= 1.0:
-            raise ValueError(f"again must be in [0, 1] or None, got {self.again}")
+        check_fraction("again", self.again)
 
     def wants(self, context: PlanContext) -> bool:
         """At the last dense step, and again."""
@@ -105,7 +104,5 @@ def _directions(lack: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         basis = torch.randn(dim, rank, generator=start).to(lack.device).expand(*lack.shape[:2], dim, rank)
         for _ in range(ROUNDS):
             basis = torch.linalg.qr(gram @ (gram @ basis)).Q
-    share = lack @ basis
-    scale = share.abs().amax(dim=-2, keepdim=True).clamp(min=1e-30) / INT8_MAX
-    levels = (share / scale).round().to(torch.int8)
+    levels, scale = to_int8(lack @ basis, dim=-2)
     return levels, (basis * scale).transpose(-1, -2)

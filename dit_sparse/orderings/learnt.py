@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse import kernels
-from dit_sparse.context import Observation, PlanContext
+from dit_sparse.context import Observation, PlanContext, check_fraction
 from dit_sparse.layout import TokenLayout, ceil_div
 from dit_sparse.orderings.base import TokenOrder, with_text
 from dit_sparse.orderings.grid import all_axis_orders, axis_orders
@@ -54,8 +54,7 @@ class LearntOrder:
     def __post_init__(self) -> None:
         if not 0.0 < self.density <= 1.0:
             raise ValueError(f"density must be in (0, 1], got {self.density}")
-        if self.again is not None and not 0.0 <= self.again <= 1.0:
-            raise ValueError(f"again must be in [0, 1] or None, got {self.again}")
+        check_fraction("again", self.again)
         if self.query_blocks < 1:
             raise ValueError(f"query_blocks must be at least 1, got {self.query_blocks}")
 

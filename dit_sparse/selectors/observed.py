@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse import kernels
-from dit_sparse.context import Observation, PlanContext
+from dit_sparse.context import Observation, PlanContext, check_fraction
 from dit_sparse.layout import pack_bits, unpack_bits
 from dit_sparse.orderings import with_text
 from dit_sparse.selectors.base import SelectionInput, check_density
@@ -50,9 +50,7 @@ class ObservedMass:
         if self.tier_recall is not None and self.scope != "row":
             raise ValueError(f"tiers need scope='row', got {self.scope!r}: give tier_recall=None with it")
         for name in ("tier_recall", "again"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1] or None, got {value}")
+            check_fraction(name, getattr(self, name))
 
     def wants(self, context: PlanContext) -> bool:
         """At the last dense step, and again unless the old log-sum-exp serves."""

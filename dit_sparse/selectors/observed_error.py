@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse import kernels
-from dit_sparse.context import Observation, PlanContext
+from dit_sparse.context import Observation, PlanContext, check_fraction
 from dit_sparse.layout import pack_bits, unpack_bits
 from dit_sparse.orderings import with_text
 from dit_sparse.selectors.base import SelectionInput, check_density
@@ -45,8 +45,7 @@ class ObservedError:
     def __post_init__(self) -> None:
         check_density(self.density)
         check_scope(self.scope)
-        if self.again is not None and not 0.0 <= self.again <= 1.0:
-            raise ValueError(f"again must be in [0, 1] or None, got {self.again}")
+        check_fraction("again", self.again)
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1, got {self.rows}")
 

@@ -8,7 +8,6 @@ fields (:func:`gpu_bench.models.smooth_qkv`), which stay the same from step to s
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,6 +20,7 @@ from dit_sparse.context import STAGES
 from dit_sparse.engine import SparseMethod
 from dit_sparse.layout import Site, TokenLayout
 from dit_sparse.methods import ModelInfo, make_method
+from dit_sparse.report.clock import Stopwatch
 from dit_sparse.runtime import Call, Runtime
 from gpu_bench.harness import Row, Settings, benchmark, error_note, fastest, measure_dense, told
 from gpu_bench.models import STEPS, Model, chosen_models, smooth_qkv
@@ -112,18 +112,21 @@ def timed_calls(
 ) -> tuple[float, float, float, dict[str, float], float]:
     """ms of the observed call, the first sparse one, a later one (median), its stages, and its density."""
     runtime = Runtime(method)
-    mark, settle = _marks(x[0].device)
+    watch = Stopwatch(x[0].device)
 
     def run(step: int) -> list:
-        marks = [("start", mark())]
-        runtime.recorder = lambda stage: marks.append((stage, mark()))
+        marks = [("start", watch.mark())]
+        runtime.recorder = lambda stage: marks.append((stage, watch.mark()))
         runtime.run(*x, _call(step, model.layout, lambda: x[0]))
-        marks.append(("end", mark()))
+        marks.append(("end", watch.mark()))
         return marks
 
     # No waiting between calls: in a model the host runs ahead of the device, too.
     marked = [run(last_dense + i) for i in range(2 + REPEATS)]
-    observing, beginning, *later = [settle(marks) for marks in marked]
+    watch.now()
+    observing, beginning, *later = [
+        [(name, 1e3 * watch.seconds(marks[0][1], at)) for name, at in marks] for marks in marked
+    ]
     observed, first = observing[-1][1], beginning[-1][1]
     stages: dict[str, list[float]] = {}
     for marks in later:
@@ -143,20 +146,3 @@ def timed_calls(
 
 def _call(step: int, layout: TokenLayout, dense: Callable[[], torch.Tensor]) -> Call:
     return Call(Site(0, step, STEPS), layout, 1, None, dense, None, None)
-
-
-def _marks(device: torch.device) -> tuple[Callable[[], object], Callable[[list], list[tuple[str, float]]]]:
-    """How to mark a moment, and how to make (name, ms since the first) of marks."""
-    if device.type != "cuda":
-        return time.perf_counter, lambda marks: [(name, 1e3 * (at - marks[0][1])) for name, at in marks]
-
-    def mark() -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def settle(marks: list) -> list[tuple[str, float]]:
-        torch.cuda.synchronize()
-        return [(name, marks[0][1].elapsed_time(event)) for name, event in marks]
-
-    return mark, settle
