@@ -49,7 +49,9 @@ def grid_table(comparison: Comparison) -> list[str]:
     rows = rows_of(comparison)
     densities = sorted({row.density for row in rows if row.density}, reverse=True)
     found = {(row.series, row.density): row for row in rows}
-    order = list(dict.fromkeys(r.series for r in best_first([r for r in rows if r.density == REFERENCE])))
+    # Those that were not measured at the reference density follow.
+    ranked = sorted(best_first(rows), key=lambda row: row.density != REFERENCE)
+    order = list(dict.fromkeys(row.series for row in ranked))
     lines = [
         "| method | " + " | ".join(f"{d:g}" for d in densities) + " |",
         "|---" * (1 + len(densities)) + "|",
