@@ -35,8 +35,11 @@ EAGER = (
     *(("svg2", NEW), ("svg2", FIRST), ("svg2", CARRIED)),
     ("draft", NEW),
 )
+FUSED = (("mosaic", NEW), ("draft", NEW))
 COMPILED = (("mosaic", NEW), ("svg2", NEW), ("svg2", CARRIED))
 """(method, plan). Every one is an attachment, and so a compilation, of its own: the compiled ones are few."""
+FUSING = ("wan", "hunyuan_video")
+"""Families whose processors can fuse norm and RoPE."""
 OBSERVING = ("mosaic",)
 """Methods that learn in a dense call: their "first step" is that call, which a run has once more than the
 guard."""
@@ -52,7 +55,7 @@ class Case:
     """One way to run the layers.
 
     Args:
-        mode: "eager" or "compiled".
+        mode: "eager", "fused" (eager, norm and RoPE of queries and keys in one kernel) or "compiled".
         method: "dense", or the name of a method.
         density: fraction of the blocks computed.
         plan: :data:`NEW` at every call from carried centroids, :data:`CARRIED` as a whole, or made with
@@ -119,19 +122,20 @@ class Bench:
         info = ModelInfo(model.family, model.layers, model.dim)
         always: dict[str, Any] = {"dense_steps": 0, "dense_layers": (), "min_tokens": 0}
         always["refresh_interval"] = KEEP if plan == CARRIED else 1
+        attach: dict[str, Any] = {"strict": True, "fuse_norm_rope": mode == "fused"}
         if method in OBSERVING:
             always["relearn"] = None
         built = {d: make_method(method, density=d, **always).build(info) for d in self.densities}
         if method in OBSERVING:
             for density in self.densities[:1] if plan == FIRST else self.densities:
-                with dit_sparse.sparse_attention(self.transformer, built[density], strict=True) as handle:
+                with dit_sparse.sparse_attention(self.transformer, built[density], **attach) as handle:
                     self.forward()
                     run = partial(_afresh, handle.reset, self.forward) if plan == FIRST else self.forward
                     self.measure(Case(mode, method, density, plan), run)
             return
         switch = _Switch({density: made.selector for density, made in built.items()})
         whole = replace(built[switch.density], selector=switch)
-        with dit_sparse.sparse_attention(self.transformer, whole, strict=True) as handle:
+        with dit_sparse.sparse_attention(self.transformer, whole, **attach) as handle:
             for density in self.densities[:1] if plan == FIRST else self.densities:
                 switch.density = density
                 run = self.forward
@@ -185,6 +189,8 @@ def layer_rows(
         bench.measure(Case("eager"), bench.forward)
         for method, plan in EAGER:
             bench.sparse("eager", method, plan)
+        for method, plan in FUSED if spec.model.family in FUSING else ():
+            bench.sparse("fused", method, plan)
         compiler(bench.transformer)
         torch.compiler.reset()
         bench.measure(Case("compiled"), bench.forward)
@@ -222,11 +228,12 @@ def layer_table(spec: Spec, times: Mapping[Case, Times]) -> list[Row]:
 def run_table(spec: Spec, times: Mapping[Case, Times], rest_ms: float) -> list[Row]:
     """A row for each run: dense, a plan at every sparse step, a plan every :data:`INTERVAL` steps."""
     seconds: dict[Case, float] = {}
-    for mode in ("eager", "compiled"):
-        dense = times.get(Case(mode))
+    for mode in ("eager", "fused", "compiled"):
+        dense = times.get(Case("eager" if mode == "fused" else mode))
         if dense is None:
             continue
-        seconds[Case(mode)] = run_seconds(spec, rest_ms, dense, dense)
+        if mode != "fused":
+            seconds[Case(mode)] = run_seconds(spec, rest_ms, dense, dense)
         for case, new in times.items():
             if case.mode != mode or case.plan != NEW:
                 continue
