@@ -155,27 +155,33 @@ def _without_output(words: list[str]) -> list[str]:
 
 
 def draw_times(comparison: Comparison, times: list[dict], image: Path) -> None:
-    """Quality at the reference density against the measured speed-up of attention over a run."""
+    """Quality against the measured speed-up of attention over a run, a line per method through its
+    densities."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = "dit-sparse"
     shape = SHAPE if any(row["shape"] == SHAPE for row in times) else times[0]["shape"]
-    speed = {row["method"]: row.get("run speed-up") for row in times if row["shape"] == shape}
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    speed = {
+        (row["method"], row.get("asked")): row.get("run speed-up") for row in times if row["shape"] == shape
+    }
+    points: dict[str, list[tuple[float, float, float, float]]] = {}
+    for row in best_first(rows_of(comparison)):
+        if row.density and (fast := speed.get((row.series, row.density))):
+            quality = mean_interval(row.psnr or [])
+            points.setdefault(row.series, []).append((fast, quality.mean, quality.half, row.density))
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
-    for row in rows_of(comparison):
-        if row.density != REFERENCE or not speed.get(row.label):
-            continue
-        quality = mean_interval(row.psnr or [])
-        axes.errorbar(speed[row.label], quality.mean, yerr=quality.half, marker="o", capsize=2, color="C0")
-        axes.annotate(
-            row.label,
-            (speed[row.label], quality.mean),
-            xytext=(-5, 6),
-            ha="right",
-            textcoords="offset points",
-        )
+    for number, (name, found) in enumerate(points.items()):
+        x, y, half, densities = zip(*sorted(found))
+        color = f"C{number % 10}" if len(found) > 1 else "0.55"
+        axes.errorbar(x, y, yerr=half, marker="o", markersize=4, capsize=2, linewidth=1.2, color=color)
+        at = max(range(len(x)), key=lambda i: y[i])
+        axes.annotate(name, (x[at], y[at]), xytext=(5, 5), textcoords="offset points", color=color)
+        if number == 0:
+            for fast, quality, density in zip(x, y, densities):
+                axes.annotate(f"{density:g}", (fast, quality), xytext=(-4, -14), ha="right",
+                              textcoords="offset points", fontsize="small")  # fmt: skip
     axes.set_xlabel(f"speed-up of attention over a run of 50 steps, {shape} shape, everything counted")
     axes.set_ylabel("PSNR against dense attention in dB, tiny-wan")
     axes.grid(alpha=0.3)

@@ -1,24 +1,26 @@
 """What attention costs over a whole run by method: sparse calls by stage, observed calls, the dense guard.
 
 A run of 50 steps is walked through once on a handful of tokens, which tells how many calls are dense,
-observed (dense, and learnt from) or sparse. The calls that differ are then timed at full size, one layer, and
-summed up by these counts. Timed are calls of the runtime, as the hooks make them; the data are smooth random
-fields (:func:`gpu_bench.models.smooth_qkv`), which stay the same from step to step.
+observed (dense, and learnt from) or sparse, in every guidance branch that has forwards of its own. The calls
+that differ are then timed at full size, one layer, and summed up by these counts. Timed are calls of the
+runtime, as the hooks make them; the data are smooth random fields (:func:`gpu_bench.models.smooth_qkv`),
+which stay the same from step to step and are the same in both branches.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
+from statistics import mean, median
 
 import torch
 
 import dit_sparse
 from dit_sparse.context import STAGES
 from dit_sparse.engine import SparseMethod
-from dit_sparse.layout import Site, TokenLayout
+from dit_sparse.layout import Branch, Site, TokenLayout
 from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.report.clock import Stopwatch
 from dit_sparse.runtime import Call, Runtime
@@ -27,13 +29,19 @@ from gpu_bench.models import STEPS, Model, chosen_models, smooth_qkv
 from gpu_bench.recording import Tensors
 
 DENSITY = 0.2
-REPEATS = 5
-"""Sparse calls timed after the first."""
-LARGE = ("mosaic", "paro", "draft", "svg2", "rettention")
-"""Methods that are also timed at the other shapes; the first shape has all of them."""
+REPEATS = 4
+"""Sparse steps timed after the first."""
+COMPARED = ("mosaic", "paro", "draft", "svg2", "rettention")
+"""Methods that are timed at every shape; the first shape has all of them."""
+WIDE, WIDE_DENSITIES = "Wan-14B 720p", (0.5, 0.3, 0.2, 0.1, 0.05)
+"""Where those are timed at more densities, and all others at :data:`DENSITY`."""
 UNTIMED = ("oracle",)
 """No methods for users: they form the whole attention matrix."""
+SLOW = ("sale", "svg_ear")
+"""Methods whose estimates have no kernels of their own: timed at the first shape only."""
 PLANNING = tuple(stage for stage in STAGES if stage not in ("attend", "correct"))
+BRANCHES: dict[str, tuple[Branch, ...]] = {"wan": ("conditional", "unconditional")}
+"""Guidance branches with forwards of their own, by family; one of another family is "batched"."""
 
 
 @benchmark("methods", group=None)
@@ -41,15 +49,20 @@ def bench_methods(settings: Settings) -> list[Row]:
     """Attention of one layer over a run by method, density 0.2 in the sparse calls, in % of dense calls."""
     rows: list[Row] = []
     models = chosen_models(settings.quick)
+    every = [name for name in dit_sparse.list_methods() if name not in UNTIMED]
     for name in sorted(models, key=lambda name: name != "Wan-1.3B 480p"):
-        first = name == "Wan-1.3B 480p"
-        methods = [m for m in dit_sparse.list_methods() if m not in UNTIMED] if first else list(LARGE)
-        rows += method_rows(name, models[name], methods, settings)
+        asked = [(label, DENSITY) for label in COMPARED]
+        if name == "Wan-1.3B 480p":
+            asked = [(label, DENSITY) for label in every]
+        elif name == WIDE:
+            asked = [(label, density) for label in COMPARED for density in WIDE_DENSITIES]
+            asked += [(label, DENSITY) for label in every if label not in (*COMPARED, *SLOW)]
+        rows += method_rows(name, models[name], asked, settings)
     return rows
 
 
-def method_rows(name: str, model: Model, methods: list[str], settings: Settings) -> list[Row]:
-    """One row for each method, after one for dense attention."""
+def method_rows(name: str, model: Model, asked: list[tuple[str, float]], settings: Settings) -> list[Row]:
+    """One row for each (method, density), after one for dense attention."""
     torch.manual_seed(0)
     x = smooth_qkv(model.layout, model.heads, model.dim, settings.device)
     base: Row = {"shape": name}
@@ -60,89 +73,124 @@ def method_rows(name: str, model: Model, methods: list[str], settings: Settings)
     rows: list[Row] = [base | {"method": best["kernel"], "sparse call, ms": dense_ms, "run speed-up": 1.0}]
     info = ModelInfo(model.family, model.layers, model.dim)
     shared = {"dense_steps": model.guard, "dense_layers": (), "min_tokens": 0}
-    for label in methods:
+    for label, density in asked:
+        row = base | {"method": label, "asked": density}
         try:
-            method = make_method(label, density=DENSITY, **shared).build(info)
-            rows.append(told(base | {"method": label} | timed_run(method, model, x, dense_ms)))
+            method = make_method(label, density=density, **shared).build(info)
+            rows.append(told(row | timed_run(method, model, x, dense_ms)))
         except Exception as error:  # one method's failure must not cost the others
-            rows.append(told(base | {"method": label, "note": error_note(error)}))
+            rows.append(told(row | {"note": error_note(error)}))
     return rows
 
 
+@dataclass(frozen=True)
+class BranchTimes:
+    """Calls of one branch in ms: the observed one, the first sparse one, a later one (median) and its stages;
+    and its density."""
+
+    observed: float
+    first: float
+    later: float
+    stages: dict[str, float]
+    density: float
+
+
 def timed_run(method: SparseMethod, model: Model, x: Tensors, dense_ms: float) -> Row:
-    """The figures of one method; ``dense_ms`` is the fastest dense call."""
+    """The figures of one method, summed or averaged over branches; ``dense_ms`` is the fastest dense call."""
     counts = calls_of_run(method, model)
     last_dense = method.schedule.first_sparse_step(STEPS) - 1
-    timed_calls(method, model, x, last_dense)  # compiles and tunes
-    observed, first, later, stages, density = timed_calls(method, model, x, last_dense)
-    calls, sparse = sum(counts.values()), counts["sparse"]
-    learning = counts["observed"] * max(0.0, observed - dense_ms) + max(0.0, first - later)
-    total = (calls - sparse) * dense_ms + sparse * later + learning
+    timed_calls(method, model, x, last_dense, repeats=1)  # compiles and tunes
+    timed = timed_calls(method, model, x, last_dense)
+    calls = sum(sum(kinds.values()) for kinds in counts.values())
+    sparse = sum(kinds["sparse"] for kinds in counts.values())
+    learning, total = 0.0, 0.0
+    for branch, kinds in counts.items():
+        times = timed[branch]
+        learning += kinds["observed"] * max(0.0, times.observed - dense_ms)
+        learning += max(0.0, times.first - times.later)
+        total += (kinds["dense"] + kinds["observed"]) * dense_ms + kinds["sparse"] * times.later
+    total += learning
+    later, density = (mean(getattr(times, name) for times in timed.values()) for name in ("later", "density"))
     share = 100.0 / dense_ms
+
+    def spent(*stages: str) -> float:
+        return share * mean(sum(times.stages.get(s, 0.0) for s in stages) for times in timed.values())
+
     return {
         "density": round(density, 3),
         "run density": round((calls - sparse + sparse * density) / calls, 3),
         "sparse call, ms": round(later, 3),
         "call speed-up": round(dense_ms / later, 2),
-        "attend, %": round(share * stages.get("attend", 0.0), 1),
-        "planning, %": round(share * sum(stages.get(stage, 0.0) for stage in PLANNING), 1),
-        "correction, %": round(share * stages.get("correct", 0.0), 1),
+        "attend, %": round(spent("attend"), 1),
+        "planning, %": round(spent(*PLANNING), 1),
+        "correction, %": round(spent("correct"), 1),
         "learning, % per sparse call": round(share * learning / max(1, sparse), 1),
+        "learning, dense calls per run": round(learning / dense_ms, 1),
         "run speed-up": round(calls * dense_ms / total, 2),
     }
 
 
-def calls_of_run(method: SparseMethod, model: Model) -> Counter[str]:
-    """How many calls of a layer in one branch are "dense", "observed" and "sparse", by a run over few
+def branches_of(model: Model) -> tuple[Branch, ...]:
+    """The branches that have calls of their own."""
+    return BRANCHES.get(model.family, ("batched",)) if model.forwards > 1 else ("batched",)
+
+
+def calls_of_run(method: SparseMethod, model: Model) -> dict[Branch, Counter[str]]:
+    """How many calls of a layer are "dense", "observed" and "sparse" in every branch, by a run over few
     tokens. The last dense step counts as observed where the method learns from it."""
     layout = TokenLayout(3, 8, 8, model.text_tokens and 32, model.text_position)
     x = tuple(torch.randn(1, layout.num_tokens, 2, 64) for _ in range(3))
     runtime = Runtime(method)
+    counts: dict[Branch, Counter[str]] = {branch: Counter() for branch in branches_of(model)}
     for step in range(STEPS):
-        runtime.run(*x, _call(step, layout, lambda: x[0]))
-    kinds = (
-        "sparse" if record.dense_reason is None else "observed" if record.backend != "dense" else "dense"
-        for record in runtime.records
-    )
-    return Counter(kinds)
+        for branch in counts:
+            runtime.run(*x, _call(step, branch, layout, lambda: x[0]))
+    for record in runtime.records:
+        kind = "sparse" if record.dense_reason is None else "observed"
+        counts[record.site.branch][kind if record.backend != "dense" else "dense"] += 1
+    return counts
 
 
 def timed_calls(
-    method: SparseMethod, model: Model, x: Tensors, last_dense: int
-) -> tuple[float, float, float, dict[str, float], float]:
-    """ms of the observed call, the first sparse one, a later one (median), its stages, and its density."""
+    method: SparseMethod, model: Model, x: Tensors, last_dense: int, repeats: int = REPEATS
+) -> dict[Branch, BranchTimes]:
+    """The calls of the last dense step, the first sparse one and ``repeats`` later ones."""
     runtime = Runtime(method)
     watch = Stopwatch(x[0].device)
+    branches = branches_of(model)
 
-    def run(step: int) -> list:
+    def run(step: int, branch: Branch) -> list:
         marks = [("start", watch.mark())]
         runtime.recorder = lambda stage: marks.append((stage, watch.mark()))
-        runtime.run(*x, _call(step, model.layout, lambda: x[0]))
+        runtime.run(*x, _call(step, branch, model.layout, lambda: x[0]))
         marks.append(("end", watch.mark()))
         return marks
 
     # No waiting between calls: in a model the host runs ahead of the device, too.
-    marked = [run(last_dense + i) for i in range(2 + REPEATS)]
+    marked = [{branch: run(last_dense + i, branch) for branch in branches} for i in range(2 + repeats)]
     watch.now()
-    observing, beginning, *later = [
-        [(name, 1e3 * watch.seconds(marks[0][1], at)) for name, at in marks] for marks in marked
-    ]
-    observed, first = observing[-1][1], beginning[-1][1]
-    stages: dict[str, list[float]] = {}
-    for marks in later:
-        spent: Counter[str] = Counter()
-        for (_, begin), (stage, end) in pairwise(marks):
-            spent[stage] += end - begin  # type: ignore[assignment]
-        for stage, ms in spent.items():
-            stages.setdefault(stage, []).append(ms)
-    return (
-        observed,
-        first,
-        median(marks[-1][1] for marks in later),
-        {stage: median(ms) for stage, ms in stages.items()},
-        float(runtime.records[-1].density),
-    )
+    times = {}
+    for branch in branches:
+        observing, beginning, *later = [
+            [(name, 1e3 * watch.seconds(marks[branch][0][1], at)) for name, at in marks[branch]]
+            for marks in marked
+        ]
+        stages: dict[str, list[float]] = {}
+        for marks in later:
+            spent: dict[str, float] = {}
+            for (_, begin), (stage, end) in pairwise(marks):
+                spent[stage] = spent.get(stage, 0.0) + end - begin
+            for stage, ms in spent.items():
+                stages.setdefault(stage, []).append(ms)
+        times[branch] = BranchTimes(
+            observing[-1][1],
+            beginning[-1][1],
+            median(marks[-1][1] for marks in later),
+            {stage: median(ms) for stage, ms in stages.items()},
+            float(runtime.records[-1].density),
+        )
+    return times
 
 
-def _call(step: int, layout: TokenLayout, dense: Callable[[], torch.Tensor]) -> Call:
-    return Call(Site(0, step, STEPS), layout, 1, None, dense, None, None)
+def _call(step: int, branch: Branch, layout: TokenLayout, dense: Callable[[], torch.Tensor]) -> Call:
+    return Call(Site(0, step, STEPS, branch), layout, 1, None, dense, None, None)
