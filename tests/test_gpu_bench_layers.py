@@ -1,6 +1,7 @@
 """The benchmark of whole layers on a CPU: tiny transformers through every case, full width without memory."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,3 +134,18 @@ def test_run_seconds():
     assert layers.run_seconds(
         SPECS["CogVideoX-5B 480p"], 0.0, {"transformer_blocks": 1.0}, {"transformer_blocks": 1.0}
     ) == pytest.approx(50 * 0.042)
+
+
+def test_learning_is_counted_twice_a_run_and_searched_for_in_one_branch():
+    case = layers.Case("eager", "mosaic", 0.25, layers.FIRST)
+    times = {case: {"blocks": 700.0}, replace(case, plan=layers.NEW): {"blocks": 150.0}}
+    dense = {"blocks": 300.0}
+    # The searching branch: 700 for a dense call of the guard and for a sparse one.
+    alone = layers._first_extra(times, "mosaic", dense, 1)
+    assert alone == {"blocks": (700 - 300) + (700 - 150)}
+    both = layers._first_extra(times, "mosaic", dense, 2)
+    # The other one: dense and sparse in each of the two calls.
+    assert both == {"blocks": (alone["blocks"] + (450 - 300) + (450 - 150)) / 2}
+    clusters = {replace(key, method="svg2"): ms for key, ms in times.items()}
+    assert layers._first_extra(clusters, "svg2", dense, 2) == {"blocks": 550.0}
+    assert layers._first_extra(clusters, "mosaic", dense, 2) == {}

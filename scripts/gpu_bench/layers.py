@@ -41,8 +41,8 @@ COMPILED = (("mosaic", NEW), ("svg2", NEW), ("svg2", CARRIED))
 FUSING = ("wan", "hunyuan_video")
 """Families whose processors can fuse norm and RoPE."""
 OBSERVING = ("mosaic",)
-"""Methods that learn in a dense call: their "first step" is that call, which a run has once more than the
-guard."""
+"""Methods that learn in a dense call: their "first step" is that call. A run has two: the last of the guard,
+and one more halfway."""
 INTERVAL = 5
 """Refresh interval of the runs that carry plans."""
 
@@ -237,7 +237,7 @@ def run_table(spec: Spec, times: Mapping[Case, Times], rest_ms: float) -> list[R
         for case, new in times.items():
             if case.mode != mode or case.plan != NEW:
                 continue
-            first = _first_extra(times, case.method)
+            first = _first_extra(times, case.method, dense, spec.model.forwards // spec.batch)
             seconds[case] = run_seconds(spec, rest_ms, dense, new, first)
             carried = times.get(replace(case, plan=CARRIED))
             if carried is not None:
@@ -252,12 +252,25 @@ def run_table(spec: Spec, times: Mapping[Case, Times], rest_ms: float) -> list[R
     ]
 
 
-def _first_extra(times: Mapping[Case, Times], method: str) -> Times:
-    """What a layer's first sparse call costs beyond a later one, in ms; nothing where it was not measured."""
+def _first_extra(times: Mapping[Case, Times], method: str, dense: Times, forwards: int) -> Times:
+    """What a layer's first calls cost beyond later ones, in ms of a forward; nothing where it was not
+    measured.
+
+    A forward is the mean of a step's: those of :data:`OBSERVING` share what the first branch learns, the
+    others run densely then and make one sparse call, from which they take their residual.
+    """
     for case, first in times.items():
         new = times.get(replace(case, plan=NEW))
         if case.method == method and case.plan == FIRST and new is not None:
-            return {kind: max(0.0, first[kind] - new[kind]) for kind in first}
+            if method not in OBSERVING:
+                return {kind: max(0.0, first[kind] - new[kind]) for kind in first}
+            # Twice a step is observed: one of the guard's, and one that would have been sparse.
+            searching = {kind: 2 * first[kind] - dense[kind] - new[kind] for kind in first}
+            following = {kind: dense[kind] + new[kind] for kind in first}
+            return {
+                kind: max(0.0, (searching[kind] + (forwards - 1) * following[kind]) / forwards)
+                for kind in first
+            }
     return {}
 
 
@@ -270,7 +283,7 @@ def run_seconds(
         spec: numbers of layers, forwards per step, dense steps.
         rest_ms: a forward without layers.
         dense, sparse: ms of a layer.
-        first_extra: ms that the first sparse call of a layer takes longer.
+        first_extra: ms that the first calls of a layer take longer, in a forward.
     """
 
     def all_layers(ms: Times) -> float:
