@@ -19,7 +19,7 @@ from dit_sparse.profiler.timing import (
     BLOCK,
     Timer,
     dense_baselines,
-    median_ms,
+    device_ms,
     random_map,
     random_qkv,
     wall_ms,
@@ -62,13 +62,14 @@ def measure_cost(
         densities: fractions of blocks in (0, 1], two or more.
         precisions: of :data:`~dit_sparse.kernels.PRECISIONS`; others than "native" are left out where the
             device only emulates them.
-        timer: ``(run, budget in ms) -> ms``; by default CUDA events or, on a CPU, the wall clock.
+        timer: ``(run, budget in ms) -> ms``; by default CUDA events with the host ahead; on a CPU the
+            wall clock.
 
     Raises:
         ValueError: for fewer than two densities, or sizes that the kernels refuse.
     """
     device = torch.device(device)
-    clock = timer or (median_ms if device.type == "cuda" else wall_ms)
+    clock = timer or (device_ms if device.type == "cuda" else wall_ms)
     if len(set(densities)) < 2 or not all(0 < d <= 1 for d in densities):
         raise ValueError(f"densities must be two or more in (0, 1], got {tuple(densities)}")
     attention: list[AttentionTime] = []
