@@ -159,6 +159,13 @@ def test_memory_of_the_state():
     assert held == pytest.approx(2, rel=0.2) or held == pytest.approx(4, rel=0.2), "bytes per centroid entry"
     assert rows["svg2", 5]["state_per_layer_MB"] > rows["svg2", 1]["state_per_layer_MB"]
     assert rows["draft", 1]["state_per_layer_MB"] == 0
+    # int8 rows and float32 directions of the residual, beside bits and shapes that branches share
+    tokens, heads, dim = TEXT_LAST.layout.num_tokens, TEXT_LAST.heads, TEXT_LAST.dim
+    residual = 8 * heads * (tokens + 4 * dim)
+    assert rows["mosaic", 1]["state_per_layer_MB"] * 1e6 == pytest.approx(residual, rel=0.15)
+    assert rows["mosaic", 1]["state_GB"] == pytest.approx(
+        rows["mosaic", 1]["state_per_layer_MB"] * TEXT_LAST.layers * TEXT_LAST.forwards / 1e3, abs=1e-3
+    )
 
 
 def test_a_broken_benchmark_does_not_cost_the_others(monkeypatch, capsys, tmp_path):

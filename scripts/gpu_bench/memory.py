@@ -8,13 +8,19 @@ import torch
 
 from dit_sparse.corrections import PooledCompensation
 from dit_sparse.engine import SparseMethod
+from dit_sparse.kernels.peak_memory import PeakMemory
+from dit_sparse.layout import Site
+from dit_sparse.methods import ModelInfo, make_method
+from dit_sparse.runtime import Call, Runtime
 from dit_sparse.state import LayerState
 from gpu_bench.harness import Row, Settings, benchmark, error_note
-from gpu_bench.models import Model, chosen_models, smooth_qkv
-from gpu_bench.recording import Tensors, compositions, engine_call
+from gpu_bench.models import STEPS, Model, branches_of, chosen_models, smooth_qkv
+from gpu_bench.recording import DENSITY, Tensors, compositions, engine_call
 
 INTERVALS = (1, 5)
 METHODS = ("svg2", "draft", "tiles, mean_key", "clusters, mean_key")
+LEARNING = ("mosaic", "paro", "rettention", "adaspa")
+"""Methods that carry what they learn in a dense call."""
 
 
 @benchmark("memory", group=None)
@@ -45,7 +51,41 @@ def memory_rows(name: str, model: Model, settings: Settings) -> list[Row]:
                 except Exception as error:  # out of memory is a result, too
                     row |= {"note": error_note(error)}
                 rows.append(row)
+    info = ModelInfo(model.family, model.layers, model.dim)
+    for label in LEARNING:
+        row = {"shape": name, "method": label, "refresh_interval": 1}
+        try:
+            made = make_method(label, density=DENSITY, dense_steps=1, dense_layers=(), min_tokens=0)
+            row |= _learnt(made.build(info), x, model)
+        except Exception as error:
+            row |= {"note": error_note(error)}
+        rows.append(row)
     return rows
+
+
+def _learnt(method: SparseMethod, x: Tensors, model: Model) -> Row:
+    """Bytes of the observed call and of a sparse one, and of the state of all branches together."""
+    runtime = Runtime(method)
+    peaks: list[float | None] = []
+    for step in range(2):
+        memory = PeakMemory(x[0].device)
+        for branch in branches_of(model):
+            runtime.run(
+                *x, Call(Site(0, step, STEPS, branch), model.layout, 1, None, lambda: x[0], None, None)
+            )
+        extra = memory.extra_bytes() if x[0].is_cuda else None
+        # Above what is held: the output of the call is no extra.
+        peaks.append(None if extra is None else round((extra - x[0].nbytes) / 1e6, 1))
+    # A batch of both branches carries twice what one sample does.
+    per_layer = runtime.state.nbytes * (model.forwards // len(branches_of(model)))
+    return {
+        "peak_extra_MB": peaks[1],
+        "peak_observed_MB": peaks[0],
+        "state_per_layer_MB": round(per_layer / model.forwards / 1e6, 3),
+        "layers": model.layers,
+        "branches": model.forwards,
+        "state_GB": round(per_layer * model.layers / 1e9, 3),
+    }
 
 
 def _measured(method: SparseMethod, x: Tensors, model: Model) -> Row:

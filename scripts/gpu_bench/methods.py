@@ -25,7 +25,7 @@ from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.report.clock import Stopwatch
 from dit_sparse.runtime import Call, Runtime
 from gpu_bench.harness import Row, Settings, benchmark, error_note, fastest, measure_dense, told
-from gpu_bench.models import STEPS, Model, chosen_models, smooth_qkv
+from gpu_bench.models import STEPS, Model, branches_of, chosen_models, smooth_qkv
 from gpu_bench.recording import Tensors
 
 DENSITY = 0.2
@@ -40,8 +40,6 @@ UNTIMED = ("oracle",)
 SLOW = ("sale", "svg_ear")
 """Methods whose estimates have no kernels of their own: timed at the first shape only."""
 PLANNING = tuple(stage for stage in STAGES if stage not in ("attend", "correct"))
-BRANCHES: dict[str, tuple[Branch, ...]] = {"wan": ("conditional", "unconditional")}
-"""Guidance branches with forwards of their own, by family; one of another family is "batched"."""
 
 
 @benchmark("methods", group=None)
@@ -128,11 +126,6 @@ def timed_run(method: SparseMethod, model: Model, x: Tensors, dense_ms: float) -
         "learning, dense calls per run": round(learning / dense_ms, 1),
         "run speed-up": round(calls * dense_ms / total, 2),
     }
-
-
-def branches_of(model: Model) -> tuple[Branch, ...]:
-    """The branches that have calls of their own."""
-    return BRANCHES.get(model.family, ("batched",)) if model.forwards > 1 else ("batched",)
 
 
 def calls_of_run(method: SparseMethod, model: Model) -> dict[Branch, Counter[str]]:

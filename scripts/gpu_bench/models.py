@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_sparse.layout import TextPosition, TokenLayout
+from dit_sparse.layout import Branch, TextPosition, TokenLayout
 
 STEPS = 50
 
@@ -56,6 +56,15 @@ MODELS = {
     "CogVideoX-5B 480p": Model("cogvideox", (13, 30, 45), 48, 64, 42, 2, 0.2, 226, "first"),
 }
 QUICK_MODELS = ("Wan-1.3B 480p", "CogVideoX-5B 480p")
+
+
+BRANCHES: dict[str, tuple[Branch, ...]] = {"wan": ("conditional", "unconditional")}
+"""Guidance branches with forwards of their own, by family; one of another family is "batched"."""
+
+
+def branches_of(model: Model) -> tuple[Branch, ...]:
+    """The branches that have calls of their own."""
+    return BRANCHES.get(model.family, ("batched",)) if model.forwards > 1 else ("batched",)
 
 
 def chosen_models(quick: bool) -> dict[str, Model]:
