@@ -4,6 +4,7 @@ import pytest
 import torch
 from gpu_bench.harness import random_map
 from gpu_bench.quantized import error_rows, quantized_rows, slice_error, tune_rows
+from gpu_bench.tuning import tiles
 from gpu_bench_cpu import CPU
 
 from dit_sparse.kernels import block_sparse_attention
@@ -53,7 +54,17 @@ def test_rows_count_quantisation_in_and_apart():
 
 
 @interpreted
-def test_tuning_runs_every_configuration():
-    rows = tune_rows((130, 1, 32), ((64, 32, 4), (128, 128, 8)), (2,), CPU)
-    assert len(rows) == 4 and all(row["ms"] > 0 for row in rows)
-    assert {row["tile"] for row in rows} == {"64x32", "128x128"}
+def test_tuning_runs_every_configuration_and_shows_its_error():
+    choices = {32: (tiles(64, 32, 4), tiles(128, 128, 8, overlap=True))}
+    e4m3_choices = {32: (tiles(128, 64, 8, registers=128, split=True),)}
+    rows = tune_rows(((130, 1, 32),), choices, e4m3_choices, CPU)
+    assert not [row for row in rows if row.get("note")]
+    found = {
+        precision: {row["tile"] for row in rows if row["precision"] == precision}
+        for precision in ("int8", "int8_fp8", "fp8")
+    }
+    assert found["int8"] == {"default", "64x32", "128x128"}
+    assert found["int8_fp8"] == found["fp8"] == {"default", "128x64"}
+    assert len(rows) == 7
+    assert all(row["ms"] > 0 and row["max_error"] < 1e-2 for row in rows)
+    assert all(row["max_error"] == 0 for row in rows if row["tile"] == "default")

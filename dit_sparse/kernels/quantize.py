@@ -9,7 +9,9 @@ arXiv:2410.02367). Only the log-sum-exp moves, by scale * q . mean(k): that dot 
 and from the unquantised q, and added back.
 
 The results lie as a tensor core wants them: heads first, tokens padded with zeros to ``TOKEN_PAD`` and head
-sizes to a power of two, v transposed, so that no tile needs a mask or a transposition.
+sizes to a power of two, v transposed, so that no tile needs a mask or a transposition. In v, tokens stand in
+the order of :func:`value_columns`, in which a thread that holds the softmax weights of four tokens, as one
+product leaves them, holds the operand that the next one wants: no weight changes hands.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ class QuantizedTensors:
     Args:
         q, k: levels ``[B, H, Np, Dp]``, int8 or e4m3.
         q_scale, k_scale: float32 ``[B, H, Np / QUERY_GROUP]`` and ``[B, H, Np / KEY_GROUP]``.
-        v: the input ``[B, N, H, D]``, or e4m3 levels ``[B, H, Dp, Np]``.
+        v: the input ``[B, N, H, D]``, or e4m3 levels ``[B, H, Dp, Np]`` with tokens at :func:`value_columns`.
         v_scale: float32 ``[B, H, D]`` for e4m3 levels, else None.
         key_offset: q . mean(k), float32 ``[B, H, Nq]``: times the softmax scale, it is what smoothing took
             from the log-sum-exp. None when k was not smoothed or no log-sum-exp is wanted.
@@ -176,12 +178,20 @@ def channel_scales(v: Tensor) -> Tensor:
     return peaks.clamp(min=FLOOR) * (1.0 / E4M3_TOP)
 
 
+def value_columns(tokens: Tensor) -> Tensor:
+    """Where tokens of v stand in ``[B, H, Dp, Np]``: each run of 16, seen as ``[2, 4, 2]``, is stored as
+    ``[4, 2, 2]``."""
+    return (tokens & ~15) | ((tokens & 6) << 1) | ((tokens & 8) >> 2) | (tokens & 1)
+
+
 def quantize_channels(v: Tensor) -> tuple[Tensor, Tensor]:
-    """e4m3 levels of v ``[B, N, H, D]``, ``[B, H, Dp, Np]``, and their :func:`channel_scales`."""
+    """e4m3 levels of v ``[B, N, H, D]``, ``[B, H, Dp, Np]`` in the order of :func:`value_columns`, and their
+    :func:`channel_scales`."""
     scales = channel_scales(v)
     columns = v.permute(0, 2, 3, 1).float() * (1 / scales)[..., None]
     tokens, dim = v.shape[1], v.shape[3]
-    return F.pad(columns, (0, -tokens % TOKEN_PAD, 0, head_pad(dim) - dim)).to(E4M3), scales
+    columns = F.pad(columns, (0, -tokens % TOKEN_PAD, 0, head_pad(dim) - dim))
+    return columns.unflatten(-1, (-1, 2, 4, 2)).transpose(-3, -2).flatten(-4).to(E4M3), scales
 
 
 def dequantize_rows(levels: Tensor, scales: Tensor, tokens: int, head_dim: int) -> Tensor:
@@ -193,7 +203,9 @@ def dequantize_rows(levels: Tensor, scales: Tensor, tokens: int, head_dim: int) 
 
 def dequantize_channels(levels: Tensor, scales: Tensor, tokens: int) -> Tensor:
     """``[B, N, H, D]`` float32 from what :func:`quantize_channels` gives."""
-    return (levels[:, :, : scales.shape[-1], :tokens].float() * scales[..., None]).permute(0, 3, 1, 2)
+    columns = value_columns(torch.arange(tokens, device=levels.device))
+    rounded = levels[:, :, : scales.shape[-1]].float()[..., columns]
+    return (rounded * scales[..., None]).permute(0, 3, 1, 2)
 
 
 def quantize(

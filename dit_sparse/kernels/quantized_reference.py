@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.quantize import E4M3, E4M3_TOP, quantize
+from dit_sparse.kernels.quantize import E4M3, E4M3_TOP, quantize, value_columns
 from dit_sparse.layout import BlockMap
 
 
@@ -74,7 +74,8 @@ def forward(
                     weighted = torch.softmax(logits, dim=-1) @ v[b, kept, h].float()
                 else:
                     weights, total = e4m3_weights(logits)
-                    weighted = weights @ tensors.v[b, h, :dim, kept].float().T / total * tensors.v_scale[b, h]
+                    values = tensors.v[b, h, :dim, value_columns(kept)].float().T
+                    weighted = weights @ values / total * tensors.v_scale[b, h]
                 out[b, rows, h] = weighted.to(q.dtype)
     if tensors.key_offset is not None:
         lse += tensors.key_offset * scale

@@ -18,6 +18,12 @@ What keeps the inner loop clean:
 - On sm_90 and later, K and V tiles arrive through tensor descriptors (TMA), which also zero-fill ragged rows
   and head sizes that are no power of two. Elsewhere, and for unaligned strides, through masked pointer loads.
 - Token counts are not specialised: one compilation serves every resolution.
+
+Tensor cores and exponentials must run side by side, or each waits for the other. Two ways are offered by the
+configuration. ``overlap`` shifts the loop by half a step: a step forms the logits of its tile, begins the
+product of the weights of the tile before with their values, and does its softmax while that runs, as
+FlashAttention-3 does within a warpgroup (Shah et al. 2024, arXiv:2407.08608). ``registers`` and short tiles
+let several programs share a multiprocessor, of which one multiplies while another exponentiates.
 """
 
 from __future__ import annotations
@@ -37,6 +43,8 @@ from dit_sparse.kernels.triton_tiles import (
     fit_tiles,
     float32_products,
     gpu_class,
+    held_weights,
+    hold,
     kept_blocks,
     load_tile,
     new_outputs,
@@ -47,25 +55,41 @@ from dit_sparse.layout import BlockMap, ceil_div
 
 
 @triton.jit
-def _attend_tile(acc, total, peak, q, k_source, v_source, k_base, v_base, start, stride_kn, stride_vn,
-                 offs_n, offs_d, b, h, num_keys, scale_log2,
-                 TILE_N: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
-                 MASKED: tl.constexpr, TMA: tl.constexpr, WIDEN: tl.constexpr,
-                 PRECISION: tl.constexpr):  # fmt: skip
-    """One online-softmax step over ``TILE_N`` keys: (acc, total, peak) with logits in base 2."""
+def _logits(q, k_source, k_base, start, stride_kn, offs_n, offs_d, b, h, num_keys,
+            TILE_N: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+            MASKED: tl.constexpr, TMA: tl.constexpr, WIDEN: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """Products of the query tile with the ``TILE_N`` keys from ``start``; -inf beyond the sequence."""
     k = load_tile(k_source, k_base, start, stride_kn, offs_n, offs_d, b, h, num_keys,
                   TILE_N, D, D_PAD, MASKED, TMA, WIDEN)  # fmt: skip
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if MASKED:
         logits = tl.where(((start + offs_n) < num_keys)[None, :], logits, float("-inf"))
+    return logits
+
+
+@triton.jit
+def _softmax_step(logits, scale_log2, total, peak):
+    """One online-softmax step: (weights, decay of what came before, total, peak), in base 2."""
     new_peak = tl.maximum(peak, tl.max(logits, 1) * scale_log2)
     weights = tl.exp2(logits * scale_log2 - new_peak[:, None])
     decay = tl.exp2(peak - new_peak)
-    total = total * decay + tl.sum(weights, 1)
-    acc = acc * decay[:, None]
+    return weights, decay, total * decay + tl.sum(weights, 1), new_peak
+
+
+@triton.jit
+def _attend_tile(acc, total, peak, q, k_source, v_source, k_base, v_base, start, stride_kn, stride_vn,
+                 offs_n, offs_d, b, h, num_keys, scale_log2,
+                 TILE_N: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+                 MASKED: tl.constexpr, TMA: tl.constexpr, WIDEN: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """``TILE_N`` keys, from the logits to the values: (acc, total, peak)."""
+    logits = _logits(q, k_source, k_base, start, stride_kn, offs_n, offs_d, b, h, num_keys,
+                     TILE_N, D, D_PAD, MASKED, TMA, WIDEN, PRECISION)  # fmt: skip
+    weights, decay, total, peak = _softmax_step(logits, scale_log2, total, peak)
     v = load_tile(v_source, v_base, start, stride_vn, offs_n, offs_d, b, h, num_keys,
                   TILE_N, D, D_PAD, MASKED, TMA, WIDEN)  # fmt: skip
-    return add_weighted(acc, weights, v, WIDEN, PRECISION), total, new_peak
+    return add_weighted(acc * decay[:, None], weights, v, WIDEN, PRECISION), total, peak
 
 
 @triton.jit(do_not_specialize=[
@@ -78,7 +102,8 @@ def _forward_kernel(q, k, v, out, lse, indices, counts, scale_log2, num_queries,
                     stride_ib, stride_ih, stride_iq, stride_cb, stride_ch, stride_cq, stride_lb, stride_lh,
                     D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
                     TILE_M: tl.constexpr, TILE_N: tl.constexpr, WRITE_LSE: tl.constexpr,
-                    TMA: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                    TMA: tl.constexpr, OVERLAP: tl.constexpr, WIDEN: tl.constexpr,
+                    PRECISION: tl.constexpr):  # fmt: skip
     """Grid (query tiles, heads, batch): tiles of one head run together and share its K and V in L2."""
     tiles_per_block: tl.constexpr = BLOCK_K // TILE_N
     row_start = tl.program_id(0) * TILE_M
@@ -108,13 +133,39 @@ def _forward_kernel(q, k, v, out, lse, indices, counts, scale_log2, num_queries,
     acc = tl.zeros([TILE_M, D_PAD], dtype=tl.float32)
     total = tl.zeros([TILE_M], dtype=tl.float32)
     peak = tl.full([TILE_M], float("-inf"), dtype=tl.float32)
-    for step in tl.range(0, whole * tiles_per_block):
-        block = tl.load(row_indices + step // tiles_per_block)
-        start = block * BLOCK_K + (step % tiles_per_block) * TILE_N
-        acc, total, peak = _attend_tile(
-            acc, total, peak, q_tile, k, v, k_base, v_base, start, stride_kn, stride_vn, offs_n, offs_d, b, h,
-            num_keys, scale_log2, TILE_N, D, D_PAD, False, TMA, WIDEN, PRECISION,
-        )  # fmt: skip
+    tiles = whole * tiles_per_block
+    if OVERLAP:
+        # The weights of the tile before wait for their product: none yet, so zeros meet the first values.
+        held = hold(tl.zeros([TILE_M, TILE_N], dtype=q_tile.dtype))
+        decay = tl.full([TILE_M], 1.0, dtype=tl.float32)
+        before = tl.load(row_indices) * BLOCK_K
+        for step in tl.range(0, tiles):
+            block = tl.load(row_indices + step // tiles_per_block)
+            start = block * BLOCK_K + (step % tiles_per_block) * TILE_N
+            logits = _logits(q_tile, k, k_base, start, stride_kn, offs_n, offs_d, b, h, num_keys,
+                             TILE_N, D, D_PAD, False, TMA, WIDEN, PRECISION)  # fmt: skip
+            v_tile = load_tile(v, v_base, before, stride_vn, offs_n, offs_d, b, h, num_keys,
+                               TILE_N, D, D_PAD, False, TMA, WIDEN)  # fmt: skip
+            acc = add_weighted(
+                acc * decay[:, None], held_weights(held, q_tile.dtype), v_tile, WIDEN, PRECISION
+            )
+            weights, decay, total, peak = _softmax_step(logits, scale_log2, total, peak)
+            held = hold(weights.to(q_tile.dtype))
+            before = start
+        if tiles > 0:
+            v_tile = load_tile(v, v_base, before, stride_vn, offs_n, offs_d, b, h, num_keys,
+                               TILE_N, D, D_PAD, False, TMA, WIDEN)  # fmt: skip
+            acc = add_weighted(
+                acc * decay[:, None], held_weights(held, q_tile.dtype), v_tile, WIDEN, PRECISION
+            )
+    else:
+        for step in tl.range(0, tiles):
+            block = tl.load(row_indices + step // tiles_per_block)
+            start = block * BLOCK_K + (step % tiles_per_block) * TILE_N
+            acc, total, peak = _attend_tile(
+                acc, total, peak, q_tile, k, v, k_base, v_base, start, stride_kn, stride_vn, offs_n, offs_d,
+                b, h, num_keys, scale_log2, TILE_N, D, D_PAD, False, TMA, WIDEN, PRECISION,
+            )  # fmt: skip
     # The ragged block, if this row keeps it: an empty range otherwise.
     tail_start = last * BLOCK_K
     tail_tiles = tl.where(ragged, tl.cdiv(num_keys - tail_start, TILE_N), 0)
@@ -202,9 +253,10 @@ def forward(
             *indices.stride()[:3], *counts.stride(), *lse_strides,
             D=head_dim, D_PAD=head_pad, BLOCK_Q=block_map.block_size[0], BLOCK_K=block_map.block_size[1],
             TILE_M=config.tile_m, TILE_N=config.tile_n, WRITE_LSE=return_lse, TMA=use_tma,
+            OVERLAP=config.overlap,
             # Triton's interpreter multiplies the bit patterns of bfloat16, so it gets exact float32 copies.
             WIDEN=q.dtype == torch.bfloat16 and not q.is_cuda,
             PRECISION=float32_products(q),
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            **config.launch_options(),
         )  # fmt: skip
     return out, lse

@@ -438,7 +438,7 @@ def attend(
             *lse.stride()[:2],
             D=dim, D_PAD=keys.shape[-1], BLOCK_Q=block_q, TILES=tiles, TILE_M=config.tile_m,
             TILE_N=config.tile_n, MERGE=merge, WIDEN=widen(q), PRECISION=float32_products(q),
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            **config.launch_options(),
         )  # fmt: skip
     return out, lse
 
@@ -465,6 +465,6 @@ def mass(
             num_queries, num_blocks, query_blocks * tiles, heads, *q.stride()[:3],
             D=dim, D_PAD=keys.shape[-1], BLOCK_Q=block_q, TILES=tiles, TILE_M=config.tile_m,
             TILE_N=config.tile_n, WIDEN=widen(q), PRECISION=float32_products(q),
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            **config.launch_options(),
         )  # fmt: skip
     return shares if tiles == 1 else shares.unflatten(2, (query_blocks, tiles)).sum(dim=3)

@@ -78,11 +78,13 @@ def _rows_kernel(x, centre, project, levels, scales, dots, tokens, padded, strid
 def _channels_kernel(v, scales, levels, tokens, padded, stride_vb, stride_vn, stride_vh,
                      D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr,
                      EMULATE: tl.constexpr):  # fmt: skip
-    """Grid (runs of tokens, heads, batch): scales by channel and transposes."""
+    """Grid (runs of tokens, heads, batch): scales by channel, transposes and reorders."""
     h = tl.program_id(1).to(tl.int64)
     b = tl.program_id(2).to(tl.int64)
     head = b * tl.num_programs(1) + h
-    rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    columns = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    # The tokens that stand there: the inverse of quantize.value_columns.
+    rows = (columns & -16) | ((columns & 12) >> 1) | ((columns & 2) << 2) | (columns & 1)
     rows64 = rows.to(tl.int64)
     offs_d = tl.arange(0, D_PAD)
     live = (rows < tokens)[:, None] & (offs_d < D)[None, :]
@@ -93,7 +95,7 @@ def _channels_kernel(v, scales, levels, tokens, padded, stride_vb, stride_vn, st
     ).to(tl.float32)
     scale = tl.load(scales + head * D + offs_d, mask=offs_d < D, other=1.0)
     tile = to_e4m3(tile * tl.div_rn(1.0, scale)[None, :], EMULATE)
-    pointers = levels + (head * D_PAD + offs_d.to(tl.int64)[:, None]) * padded + rows64[None, :]
+    pointers = levels + (head * D_PAD + offs_d.to(tl.int64)[:, None]) * padded + columns[None, :]
     tl.store(pointers, tl.trans(tile))
 
 

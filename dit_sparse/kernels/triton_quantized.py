@@ -13,6 +13,8 @@ The walk over the block map is that of :mod:`dit_sparse.kernels.triton_forward`.
 - Each e4m3 product of weights and values starts from zero and is added in float32 registers: Ada's and
   Hopper's tensor cores keep 13 bits of the significand of such sums (SageAttention2, arXiv:2411.10958, which
   sums on two levels for this reason).
+- Tokens of an e4m3 v stand in the order in which a thread holds their weights, so that these go from one
+  product to the next without a shuffle.
 - All loads but those of an unquantised v hit padded memory and need no mask.
 """
 
@@ -28,6 +30,7 @@ from dit_sparse.kernels.triton_forward import default_config as native_config
 from dit_sparse.kernels.triton_quantize import to_e4m3
 from dit_sparse.kernels.triton_tiles import (
     LOG2_E,
+    MIN_TILE,
     TileConfig,
     add_weighted,
     as_descriptor,
@@ -35,6 +38,8 @@ from dit_sparse.kernels.triton_tiles import (
     fit_tiles,
     float32_products,
     gpu_class,
+    held_weights,
+    hold,
     kept_blocks,
     load_tile,
     new_outputs,
@@ -45,25 +50,24 @@ from dit_sparse.layout import BlockMap, ceil_div
 
 
 @triton.jit
-def _load_columns(source, base, start, padded_keys, offs_n, offs_d, b, h,
-                  TILE_N: tl.constexpr, D_PAD: tl.constexpr, TMA: tl.constexpr):  # fmt: skip
-    """``[TILE_N, D_PAD]`` of v from key ``start``, stored as ``[D_PAD, keys]``: the sum of an 8-bit product
-    must run along contiguous memory."""
+def _load_columns(source, base, start, padded_keys, offs_n, b, h, TILE_N: tl.constexpr,
+                  FIRST: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr):  # fmt: skip
+    """``[TILE_N, COLUMNS]`` of v from key ``start`` and column ``FIRST``, stored as ``[D_PAD, keys]``: the
+    sum of an 8-bit product must run along contiguous memory."""
     if TMA:
-        tile = source.load([b, h, 0, start]).reshape(D_PAD, TILE_N)
+        tile = source.load([b, h, FIRST, start]).reshape(COLUMNS, TILE_N)
     else:
-        tile = tl.load(source + base + start + offs_d[:, None] * padded_keys + offs_n[None, :])
+        rows = FIRST + tl.arange(0, COLUMNS)
+        tile = tl.load(source + base + start + rows[:, None] * padded_keys + offs_n[None, :])
     return tl.trans(tile)
 
 
 @triton.jit
-def _attend_tile(acc, total, peak, q, row_scale, k_source, v_source, key_scales, k_base, v_base, start,
-                 stride_vn, padded_keys, offs_n, offs_d, b, h, num_keys,
-                 TILE_N: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, KEY_GROUP: tl.constexpr,
-                 MASKED: tl.constexpr, TMA: tl.constexpr, FP8_VALUES: tl.constexpr, WIDEN: tl.constexpr,
-                 EMULATE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """One online-softmax step over ``TILE_N`` keys: (acc, total, peak); peak is an integer in base 2."""
-    log2_top: tl.constexpr = 8.807354922057604
+def _logits(q, row_scale, k_source, key_scales, k_base, start, offs_n, offs_d, b, h, num_keys,
+            TILE_N: tl.constexpr, D_PAD: tl.constexpr, KEY_GROUP: tl.constexpr,
+            MASKED: tl.constexpr, TMA: tl.constexpr):  # fmt: skip
+    """(products of the query tile with the ``TILE_N`` keys from ``start``, what a row's have to be multiplied
+    by to be logits in base 2); -inf beyond the sequence."""
     # The scales are asked for ahead of the product that they meet, which hides their latency.
     if TILE_N > KEY_GROUP:
         scales = tl.load(key_scales + (start + offs_n) // KEY_GROUP)
@@ -71,29 +75,84 @@ def _attend_tile(acc, total, peak, q, row_scale, k_source, v_source, key_scales,
         scale = tl.load(key_scales + start // KEY_GROUP)
     k = load_tile(k_source, k_base, start, D_PAD, offs_n, offs_d, b, h, num_keys,
                   TILE_N, D_PAD, D_PAD, False, TMA, False)  # fmt: skip
-    logits = tl.dot(q, tl.trans(k)).to(tl.float32)
+    products = tl.dot(q, tl.trans(k)).to(tl.float32)
     if TILE_N > KEY_GROUP:
-        logits = logits * scales[None, :]
+        products = products * scales[None, :]
         step = row_scale
     else:
         step = row_scale * scale
     if MASKED:
-        logits = tl.where(((start + offs_n) < num_keys)[None, :], logits, float("-inf"))
-    new_peak = tl.maximum(peak, tl.ceil(tl.max(logits, 1) * step))
+        products = tl.where(((start + offs_n) < num_keys)[None, :], products, float("-inf"))
+    return products, step
+
+
+@triton.jit
+def _softmax_step(products, step, total, peak, FP8_VALUES: tl.constexpr):
+    """One online-softmax step: (weights, decay of what came before, total, peak); peak is an integer in base
+    2."""
+    log2_top: tl.constexpr = 8.807354922057604
+    new_peak = tl.maximum(peak, tl.ceil(tl.max(products, 1) * step))
     decay = tl.exp2(peak - new_peak)
     if FP8_VALUES:
-        weights = tl.exp2(logits * step[:, None] - (new_peak - log2_top)[:, None])
-        v = _load_columns(v_source, v_base, start, padded_keys, offs_n, offs_d, b, h, TILE_N, D_PAD, TMA)
-        # A limit on imprecise sums, here one tile, also keeps the compiler from summing into acc directly.
-        product = tl.dot(to_e4m3(weights, EMULATE), v, max_num_imprecise_acc=TILE_N)
-        acc = acc * decay[:, None] + product
+        weights = tl.exp2(products * step[:, None] - (new_peak - log2_top)[:, None])
     else:
-        weights = tl.exp2(logits * step[:, None] - new_peak[:, None])
+        weights = tl.exp2(products * step[:, None] - new_peak[:, None])
+    return weights, decay, total * decay + tl.sum(weights, 1), new_peak
+
+
+@triton.jit
+def _e4m3_weights(weights, EMULATE: tl.constexpr):
+    """Weights in e4m3, in the order in which the tokens of v stand (``quantize.value_columns``): to a tensor
+    core, what the logits' product left in a thread's registers is then its operand."""
+    rows: tl.constexpr = weights.shape[0]
+    keys: tl.constexpr = weights.shape[1]
+    runs = to_e4m3(weights, EMULATE).reshape(rows, keys // 16, 2, 4, 2)
+    return tl.permute(runs, (0, 1, 3, 2, 4)).reshape(rows, keys)
+
+
+@triton.jit
+def _e4m3_product(weights, v):
+    """Weights and values in e4m3. A limit on imprecise sums, here one tile, also keeps the compiler from
+    summing into an accumulator directly."""
+    return tl.dot(weights, v, max_num_imprecise_acc=weights.shape[1])
+
+
+@triton.jit
+def _attend_tile(acc, acc_right, total, peak, q, row_scale, k_source, v_source, key_scales, k_base, v_base,
+                 start, stride_vn, padded_keys, offs_n, offs_d, b, h, num_keys,
+                 TILE_N: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, KEY_GROUP: tl.constexpr,
+                 MASKED: tl.constexpr, TMA: tl.constexpr, FP8_VALUES: tl.constexpr, SPLIT: tl.constexpr,
+                 WIDEN: tl.constexpr, EMULATE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """``TILE_N`` keys, from the logits to the values: (acc, acc_right, total, peak)."""
+    columns: tl.constexpr = acc.shape[1]
+    products, step = _logits(q, row_scale, k_source, key_scales, k_base, start, offs_n, offs_d, b, h,
+                             num_keys, TILE_N, D_PAD, KEY_GROUP, MASKED, TMA)  # fmt: skip
+    weights, decay, total, peak = _softmax_step(products, step, total, peak, FP8_VALUES)
+    if FP8_VALUES:
+        weights = _e4m3_weights(weights, EMULATE)
+        v = _load_columns(v_source, v_base, start, padded_keys, offs_n, b, h, TILE_N, 0, columns, TMA)
+        acc = acc * decay[:, None] + _e4m3_product(weights, v)
+        if SPLIT:
+            v = _load_columns(
+                v_source, v_base, start, padded_keys, offs_n, b, h, TILE_N, columns, columns, TMA
+            )
+            acc_right = acc_right * decay[:, None] + _e4m3_product(weights, v)
+    else:
         v = load_tile(v_source, v_base, start, stride_vn, offs_n, offs_d, b, h, num_keys,
                       TILE_N, D, D_PAD, MASKED, TMA, WIDEN)  # fmt: skip
         acc = add_weighted(acc * decay[:, None], weights, v, WIDEN, PRECISION)
-    total = total * decay + tl.sum(weights, 1)
-    return acc, total, new_peak
+    return acc, acc_right, total, peak
+
+
+@triton.jit
+def _write(out, acc, v_scales, head, rows, live, base, stride_on, D: tl.constexpr, FIRST: tl.constexpr,
+           COLUMNS: tl.constexpr, FP8_VALUES: tl.constexpr):  # fmt: skip
+    """Columns of the output from ``FIRST`` on."""
+    offs_d = FIRST + tl.arange(0, COLUMNS)
+    if FP8_VALUES:
+        acc = acc * tl.load(v_scales + head * D + offs_d, mask=offs_d < D, other=0.0)[None, :]
+    pointers = out + base + rows[:, None] * stride_on + offs_d[None, :]
+    tl.store(pointers, acc.to(out.dtype.element_ty), mask=live[:, None] & (offs_d < D)[None, :])
 
 
 @triton.jit(do_not_specialize=[
@@ -106,7 +165,8 @@ def _quantized_kernel(q, q_scales, k, k_scales, v, v_scales, key_offset, out, ls
                       D: tl.constexpr, D_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
                       QUERY_GROUP: tl.constexpr, KEY_GROUP: tl.constexpr,
                       TILE_M: tl.constexpr, TILE_N: tl.constexpr, WRITE_LSE: tl.constexpr,
-                      OFFSET: tl.constexpr, TMA: tl.constexpr, FP8_VALUES: tl.constexpr, WIDEN: tl.constexpr,
+                      OFFSET: tl.constexpr, TMA: tl.constexpr, OVERLAP: tl.constexpr,
+                      FP8_VALUES: tl.constexpr, SPLIT: tl.constexpr, WIDEN: tl.constexpr,
                       EMULATE: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Grid (query tiles, heads, batch): tiles of one head run together and share its K and V in L2."""
     tiles_per_block: tl.constexpr = BLOCK_K // TILE_N
@@ -135,42 +195,89 @@ def _quantized_kernel(q, q_scales, k, k_scales, v, v_scales, key_offset, out, ls
         stride_cb, stride_ch, stride_cq, BLOCK_K,
     )  # fmt: skip
 
-    acc = tl.zeros([TILE_M, D_PAD], dtype=tl.float32)
+    columns: tl.constexpr = D_PAD // 2 if SPLIT else D_PAD
+    acc = tl.zeros([TILE_M, columns], dtype=tl.float32)
+    # The right half of the head when it is split; else one column that nothing reads.
+    acc_right = tl.zeros([TILE_M, columns if SPLIT else 1], dtype=tl.float32)
     total = tl.zeros([TILE_M], dtype=tl.float32)
     peak = tl.full([TILE_M], float("-inf"), dtype=tl.float32)
-    for step in tl.range(0, whole * tiles_per_block):
-        block = tl.load(row_indices + step // tiles_per_block)
-        start = block * BLOCK_K + (step % tiles_per_block) * TILE_N
-        acc, total, peak = _attend_tile(
-            acc, total, peak, q_tile, row_scale, k, v, key_scales, k_base, v_base, start, stride_vn,
-            padded_keys, offs_n, offs_d, b, h, num_keys, TILE_N, D, D_PAD, KEY_GROUP, False, TMA, FP8_VALUES,
-            WIDEN, EMULATE, PRECISION,
-        )  # fmt: skip
+    tiles = whole * tiles_per_block
+    if OVERLAP:
+        # As in triton_forward. Weights for e4m3 wait in float32: single bytes would take as many registers.
+        # Their product, too, is added a step later than it is begun.
+        weight_type: tl.constexpr = tl.float32 if FP8_VALUES or WIDEN else out.dtype.element_ty
+        held = hold(tl.zeros([TILE_M, TILE_N], dtype=weight_type))
+        decay = tl.full([TILE_M], 1.0, dtype=tl.float32)
+        product = tl.zeros([TILE_M, columns], dtype=tl.float32)
+        product_decay = decay
+        before = tl.load(row_indices) * BLOCK_K
+        for step in tl.range(0, tiles):
+            block = tl.load(row_indices + step // tiles_per_block)
+            start = block * BLOCK_K + (step % tiles_per_block) * TILE_N
+            products, row_step = _logits(
+                q_tile, row_scale, k, key_scales, k_base, start, offs_n, offs_d, b, h, num_keys,
+                TILE_N, D_PAD, KEY_GROUP, False, TMA,
+            )  # fmt: skip
+            weights = held_weights(held, weight_type)
+            if FP8_VALUES:
+                v_tile = _load_columns(v, v_base, before, padded_keys, offs_n, b, h, TILE_N, 0, D_PAD, TMA)
+                acc = acc * product_decay[:, None] + product
+                product = _e4m3_product(_e4m3_weights(weights, EMULATE), v_tile)
+                product_decay = decay
+            else:
+                v_tile = load_tile(v, v_base, before, stride_vn, offs_n, offs_d, b, h, num_keys,
+                                   TILE_N, D, D_PAD, False, TMA, WIDEN)  # fmt: skip
+                acc = add_weighted(acc * decay[:, None], weights, v_tile, WIDEN, PRECISION)
+            weights, decay, total, peak = _softmax_step(products, row_step, total, peak, FP8_VALUES)
+            held = hold(weights.to(weight_type))
+            before = start
+        if tiles > 0:
+            weights = held_weights(held, weight_type)
+            if FP8_VALUES:
+                v_tile = _load_columns(v, v_base, before, padded_keys, offs_n, b, h, TILE_N, 0, D_PAD, TMA)
+                acc = acc * product_decay[:, None] + product
+                acc = acc * decay[:, None] + _e4m3_product(_e4m3_weights(weights, EMULATE), v_tile)
+            else:
+                v_tile = load_tile(v, v_base, before, stride_vn, offs_n, offs_d, b, h, num_keys,
+                                   TILE_N, D, D_PAD, False, TMA, WIDEN)  # fmt: skip
+                acc = add_weighted(acc * decay[:, None], weights, v_tile, WIDEN, PRECISION)
+    else:
+        for step in tl.range(0, tiles):
+            block = tl.load(row_indices + step // tiles_per_block)
+            start = block * BLOCK_K + (step % tiles_per_block) * TILE_N
+            acc, acc_right, total, peak = _attend_tile(
+                acc, acc_right, total, peak, q_tile, row_scale, k, v, key_scales, k_base, v_base, start,
+                stride_vn, padded_keys, offs_n, offs_d, b, h, num_keys, TILE_N, D, D_PAD, KEY_GROUP, False,
+                TMA, FP8_VALUES, SPLIT, WIDEN, EMULATE, PRECISION,
+            )  # fmt: skip
     # The ragged block, if this row keeps it: an empty range otherwise.
     tail_start = last * BLOCK_K
     tail_tiles = tl.where(ragged, tl.cdiv(num_keys - tail_start, TILE_N), 0)
     for step in tl.range(0, tail_tiles, num_stages=1):
         start = tail_start + step * TILE_N
-        acc, total, peak = _attend_tile(
-            acc, total, peak, q_tile, row_scale, k, v, key_scales, k_base, v_base, start, stride_vn,
-            padded_keys, offs_n, offs_d, b, h, num_keys, TILE_N, D, D_PAD, KEY_GROUP, True, TMA, FP8_VALUES,
-            WIDEN, EMULATE, PRECISION,
+        acc, acc_right, total, peak = _attend_tile(
+            acc, acc_right, total, peak, q_tile, row_scale, k, v, key_scales, k_base, v_base, start,
+            stride_vn, padded_keys, offs_n, offs_d, b, h, num_keys, TILE_N, D, D_PAD, KEY_GROUP, True,
+            TMA, FP8_VALUES, SPLIT, WIDEN, EMULATE, PRECISION,
         )  # fmt: skip
 
     if FP8_VALUES:
-        acc = acc * tl.load(v_scales + head * D + offs_d, mask=offs_d < D, other=0.0)[None, :]
         peak = peak - 8.807354922057604  # log2(448), which the sum of weights carries
+    live = offs_m < num_queries
+    out_base = b64 * stride_ob + h64 * stride_oh
     acc, value = normalise(acc, total, peak)
-    out_pointers = out + b64 * stride_ob + h64 * stride_oh + rows[:, None] * stride_on + offs_d[None, :]
-    live = (offs_m < num_queries)[:, None] & (offs_d < D)[None, :]
-    tl.store(out_pointers, acc.to(out.dtype.element_ty), mask=live)
+    _write(out, acc, v_scales, head, rows, live, out_base, stride_on, D, 0, columns, FP8_VALUES)
+    if SPLIT:
+        acc_right, value = normalise(acc_right, total, peak)
+        _write(out, acc_right, v_scales, head, rows, live, out_base, stride_on, D, columns, columns,
+               FP8_VALUES)  # fmt: skip
     if WRITE_LSE:
         at = head * num_queries + rows
         if OFFSET:
             ln_2: tl.constexpr = 0.6931471805599453
-            offset = tl.load(key_offset + at, mask=offs_m < num_queries, other=0.0)
+            offset = tl.load(key_offset + at, mask=live, other=0.0)
             value += offset * scale_log2 * ln_2
-        tl.store(lse + at, value, mask=offs_m < num_queries)
+        tl.store(lse + at, value, mask=live)
 
 
 # (largest tile_m, tile_n, warps, stages) by (class of GPU, padded head size, bytes of a value), as in
@@ -239,11 +346,12 @@ def attend(
 
     v_strides = (0, 0, 0) if fp8_values else v.stride()[:3]
     use_tma = config.tma and (fp8_values or tma_ready(v))
+    split = config.split and fp8_values and not config.overlap and head_padded >= 2 * MIN_TILE
     k_source, v_source = k, v
     if use_tma:
         k_source = as_descriptor(k, config.tile_n, head_padded)
         v_source = (
-            as_descriptor(v, head_padded, config.tile_n)
+            as_descriptor(v, head_padded // (1 + split), config.tile_n)
             if fp8_values
             else as_descriptor(v.transpose(1, 2), config.tile_n, head_padded)
         )
@@ -256,11 +364,12 @@ def attend(
             *indices.stride()[:3], *counts.stride(),
             D=head_dim, D_PAD=head_padded, BLOCK_Q=block_map.block_size[0], BLOCK_K=block_map.block_size[1],
             QUERY_GROUP=QUERY_GROUP, KEY_GROUP=KEY_GROUP, TILE_M=config.tile_m, TILE_N=config.tile_n,
-            WRITE_LSE=return_lse, OFFSET=tensors.key_offset is not None, TMA=use_tma, FP8_VALUES=fp8_values,
+            WRITE_LSE=return_lse, OFFSET=tensors.key_offset is not None, TMA=use_tma, OVERLAP=config.overlap,
+            FP8_VALUES=fp8_values, SPLIT=split,
             # As in triton_forward: the interpreter multiplies the bit patterns of bfloat16.
             WIDEN=v.dtype == torch.bfloat16 and not v.is_cuda,
             EMULATE=not q.is_cuda, PRECISION=float32_products(v),
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            **config.launch_options(),
         )  # fmt: skip
     return out, lse
 

@@ -30,6 +30,11 @@ class TileConfig:
             block.
         num_warps, num_stages: warps per program, depth of the load pipeline.
         tma: load K and V through tensor descriptors.
+        overlap: multiply the weights of one tile with V while the next tile's softmax runs, as the sparse
+            kernels' docstrings describe.
+        registers: most registers of a thread, so that more programs share a multiprocessor.
+        split: form e4m3 products with values in two halves of the head, one after the other: half the
+            registers for what is not yet added. Without effect elsewhere, and with ``overlap``.
     """
 
     tile_m: int
@@ -37,6 +42,15 @@ class TileConfig:
     num_warps: int
     num_stages: int
     tma: bool = False
+    overlap: bool = False
+    registers: int | None = None
+    split: bool = False
+
+    def launch_options(self) -> dict[str, int]:
+        """What a launch passes to the compiler; a limit on registers only where one is set, because not every
+        Triton backend knows it."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
 @triton.jit
@@ -82,6 +96,28 @@ def add_weighted(acc, weights, v, WIDEN: tl.constexpr, PRECISION: tl.constexpr):
     if WIDEN:
         weights = weights.to(tl.bfloat16).to(tl.float32)
     return tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def hold(weights):
+    """Rounded weights as bit patterns, for the next step of a loop; float32 ones as they are.
+
+    The compiler feeds a product from registers if its operand is made in the same step. One that came as it
+    is from the step before would go through shared memory; a bit pattern is made into weights, at no cost.
+    """
+    if weights.dtype.primitive_bitwidth == 16:
+        held = weights.to(tl.int16, bitcast=True)
+    elif weights.dtype.primitive_bitwidth == 8:
+        held = weights.to(tl.int8, bitcast=True)
+    else:
+        held = weights
+    return held
+
+
+@triton.jit
+def held_weights(held, DTYPE: tl.constexpr):
+    """What :func:`hold` was given: weights of this type."""
+    return held.to(DTYPE, bitcast=True)
 
 
 @triton.jit

@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from dit_sparse.kernels import block_sparse_attention
+from dit_sparse.layout import BlockMap
 from gpu_bench import baselines
 from gpu_bench.harness import (
     DENSITIES,
@@ -22,11 +24,65 @@ from gpu_bench.harness import (
     random_qkv,
     refusal,
 )
+from gpu_bench.tuning import (
+    WARM_TOKENS,
+    Choices,
+    Tiles,
+    as_config,
+    columns,
+    compile_all,
+    ranked,
+    tiles,
+    tuned,
+)
 
 SPARSE = ("flash4", "triton")
-TUNED_SHAPES = ((32_760, 4, 128), (17_776, 8, 64))
-TUNED_TILES = ((128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
-"""(query rows, keys, warps) that "tune" tries."""
+TUNED_SHAPES = ((75_600, 4, 128), (32_760, 12, 128), (17_776, 12, 64))
+EARLIER_TILES: Choices = dict.fromkeys(
+    (64, 128),
+    tuple(
+        tiles(tile_m, tile_n, warps, stages, tma=False)
+        for tile_m, tile_n, warps in ((128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4))
+        for stages in (2, 3, 4)
+    ),
+)
+"""What the tuning benchmarks of sparse attention try before Hopper."""
+HOPPER_TILES: Choices = {
+    128: (
+        tiles(128, 128, 8, 2),
+        tiles(128, 128, 8, 2, overlap=True),
+        tiles(128, 128, 8, 3, overlap=True),
+        tiles(128, 128, 8, 5, overlap=True),
+        tiles(128, 128, 8, 3, overlap=True, tma=False),
+        tiles(128, 64, 8, 3, overlap=True),
+        tiles(128, 64, 8, 5, overlap=True),
+        tiles(128, 64, 8, 2, registers=128),
+        tiles(128, 64, 8, 3, registers=128),
+        tiles(128, 32, 8, 3),
+        tiles(128, 32, 8, 3, overlap=True),
+        tiles(128, 32, 8, 5, overlap=True),
+        tiles(128, 32, 4, 3),
+        tiles(64, 64, 4, 3),
+        tiles(64, 64, 4, 3, overlap=True),
+        tiles(64, 128, 4, 3, overlap=True),
+    ),
+    64: (
+        tiles(128, 128, 8, 2),
+        tiles(128, 128, 8, 3, overlap=True),
+        tiles(128, 128, 8, 5, overlap=True),
+        tiles(128, 128, 4, 3),
+        tiles(128, 64, 4, 3),
+        tiles(128, 64, 4, 3, overlap=True),
+        tiles(128, 64, 4, 5, overlap=True),
+        tiles(128, 64, 8, 3, registers=128),
+        tiles(128, 64, 8, 3, overlap=True, registers=128),
+        tiles(64, 128, 4, 3),
+        tiles(64, 128, 4, 3, overlap=True),
+        tiles(64, 64, 4, 3, overlap=True),
+    ),
+}
+"""What "tune" tries on Hopper, by head size. The compiler spills at most a handful of registers in each; two
+to four programs share a multiprocessor in those with short tiles or a limit on registers."""
 
 
 @benchmark("attention")
@@ -81,33 +137,39 @@ def _prepared(row: Row, prepare: partial, settings: Settings, flops: float) -> R
     return measure(row, run, settings, flops)
 
 
+def run_tuned(dim: int, chosen: Tiles) -> None:
+    """The Triton kernel with one configuration, on a short sequence."""
+    q, k, v = random_qkv(WARM_TOKENS, 2, dim)
+    _forward(q, k, v, random_map(WARM_TOKENS, 2, 0.5), chosen)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, block_map: BlockMap, chosen: Tiles | None) -> Tensor:
+    from dit_sparse.kernels import triton_forward
+
+    named = {"scale": q.shape[-1] ** -0.5, "return_lse": False, "config": as_config(chosen)}
+    return triton_forward.forward(q, k, v, block_map, **named)[0]
+
+
 @benchmark("tune", default=False)
 def bench_tune(settings: Settings) -> list[Row]:
     """The Triton kernel over tile configurations at density 0.25: the source of its configuration table."""
-    from dit_sparse.kernels import triton_forward
-
     hopper = torch.cuda.get_device_capability() >= (9, 0)
-    rows: list[Row] = []
-    for tokens, heads, dim in TUNED_SHAPES:
-        q, k, v = random_qkv(tokens, heads, dim)
-        block_map = random_map(tokens, heads, 0.25)
-        flops = attention_flops(block_map, dim)
-        for tma in (True, False) if hopper else (False,):
-            for tile_m, tile_n, warps in TUNED_TILES:
-                for stages in (2, 3, 4, 5):
-                    config = triton_forward.TileConfig(tile_m, tile_n, warps, stages, tma)
+    return tune_rows(TUNED_SHAPES, HOPPER_TILES if hopper else EARLIER_TILES, settings)
 
-                    run = partial(
-                        triton_forward.forward,
-                        q,
-                        k,
-                        v,
-                        block_map,
-                        scale=dim**-0.5,
-                        return_lse=False,
-                        config=config,
-                    )
-                    row: Row = {"D": dim, "tile": f"{tile_m}x{tile_n}", "warps": warps}
-                    row |= {"stages": stages, "tma": tma}
-                    rows.append(measure(row, run, settings, flops))
-    return sorted(rows, key=lambda row: (row["D"], -(row["tflops"] or 0)))  # type: ignore[operator]
+
+def tune_rows(shapes: tuple[tuple[int, int, int], ...], choices: Choices, settings: Settings) -> list[Row]:
+    """The default and every configuration at these shapes (tokens, heads, head size)."""
+    cases = [(dim, chosen) for dim in dict.fromkeys(shape[2] for shape in shapes) for chosen in choices[dim]]
+    failures = compile_all(run_tuned, cases, settings)
+    rows: list[Row] = []
+    for tokens, heads, dim in shapes:
+        torch.manual_seed(0)
+        q, k, v = random_qkv(tokens, heads, dim, settings.device)
+        block_map = random_map(tokens, heads, 0.25, settings.device)
+        flops = attention_flops(block_map, dim)
+        expected = _forward(q, k, v, block_map, None)
+        for chosen in (None, *choices[dim]):
+            row: Row = {"N": tokens, "D": dim} | columns(chosen)
+            run = partial(_forward, q, k, v, block_map, chosen)
+            rows.append(tuned(row, run, expected, failures.get((dim, chosen)), settings, flops))
+    return ranked(rows, "D", "N")

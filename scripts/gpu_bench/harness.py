@@ -139,10 +139,10 @@ def error_note(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:160]
 
 
-def measure(row: Row, run: Callable[[], object], settings: Settings, flops: float) -> Row:
-    """``row`` with ms and TFLOP/s, or with the error that stopped it."""
+def measure(row: Row, run: Callable[[], object], settings: Settings, flops: float, share: float = 1.0) -> Row:
+    """``row`` with ms and TFLOP/s, or with the error that stopped it; ``share`` of the budget."""
     try:
-        elapsed = settings.time(run)
+        elapsed = settings.time(run, share)
     except Exception as error:  # one backend's failure must not cost the table
         return row | {"ms": None, "tflops": None, "note": error_note(error)}
     return row | {"ms": round(elapsed, 3), "tflops": round(flops / elapsed / 1e9, 1)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from dit_sparse.kernels import (
     block_mass,
@@ -15,7 +17,8 @@ from dit_sparse.kernels import (
     skip_error,
 )
 from dit_sparse.kernels.dispatch import use_triton
-from dit_sparse.layout import ceil_div
+from dit_sparse.layout import BlockMap, ceil_div
+from gpu_bench.attention import TUNED_SHAPES
 from gpu_bench.harness import (
     BLOCK,
     Row,
@@ -27,11 +30,30 @@ from gpu_bench.harness import (
     random_map,
     random_qkv,
 )
+from gpu_bench.tuning import WARM_TOKENS, Tiles, as_config, columns, compile_all, ranked, tiles, tuned
 
 DENSITY = 0.25
-TUNED_SHAPES = ((75_600, 4, 128), (32_760, 12, 128), (17_776, 12, 64))
-TUNED_TILES = ((128, 128, 8), (128, 64, 8), (128, 64, 4), (128, 32, 8), (64, 128, 4), (64, 64, 4))
-"""(query rows, mean keys, warps) that "tune_pooled" tries."""
+TUNED_TILES: dict[str, tuple[Tiles, ...]] = {
+    "compensate": (
+        tiles(128, 128, 8, 3, tma=False),
+        tiles(128, 64, 8, 2, tma=False),
+        tiles(128, 64, 8, 2, tma=False, registers=128),
+        tiles(128, 64, 8, 3, tma=False, registers=128),
+        tiles(128, 32, 8, 2, tma=False, registers=128),
+        tiles(128, 64, 4, 2, tma=False),
+        tiles(64, 128, 4, 1, tma=False),
+        tiles(64, 64, 4, 2, tma=False),
+    ),
+    "mean_key_mass": (
+        tiles(128, 128, 8, 2, tma=False),
+        tiles(128, 64, 8, 2, tma=False),
+        tiles(128, 64, 8, 3, tma=False),
+        tiles(128, 64, 4, 3, tma=False),
+        tiles(64, 128, 4, 2, tma=False),
+        tiles(64, 64, 4, 2, tma=False),
+    ),
+}
+"""What "tune_pooled" tries: query rows by mean keys, which are loaded without descriptors."""
 
 
 @benchmark("pooled")
@@ -87,30 +109,52 @@ def pooled_rows(name: str, shape: tuple[int, int, int], settings: Settings) -> l
     return rows
 
 
+def run_tuned(kernel: str, dim: int, chosen: Tiles) -> None:
+    """One operation with one configuration, on a short sequence."""
+    q, k, v = random_qkv(WARM_TOKENS, 2, dim)
+    _operation(kernel, q, k, v, _some_lse(q), random_map(WARM_TOKENS, 2, DENSITY), chosen)
+
+
+def _some_lse(q: Tensor) -> Tensor:
+    """Any log-sum-exp takes the same time to merge; this one lets about half of either output through."""
+    return torch.full((1, q.shape[2], q.shape[1]), math.log(q.shape[1]), device=q.device)
+
+
+def _operation(
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, block_map: BlockMap, chosen: Tiles | None
+) -> Tensor:
+    from dit_sparse.kernels import triton_pooled
+
+    scale, config = q.shape[-1] ** -0.5, as_config(chosen)
+    if kernel == "mean_key_mass":
+        return triton_pooled.mass(q, k, BLOCK, scale=scale, config=config)
+    return triton_pooled.attend(q, k, v, block_map, scale=scale, first=(v, lse), config=config)[0]
+
+
 @benchmark("tune_pooled", default=False)
 def bench_tune_pooled(settings: Settings) -> list[Row]:
     """Compensation and mass over tile configurations: the source of their configuration tables."""
-    from dit_sparse.kernels import triton_pooled
-    from dit_sparse.kernels.triton_tiles import TileConfig
+    return tune_rows(TUNED_SHAPES, TUNED_TILES, settings)
 
+
+def tune_rows(
+    shapes: tuple[tuple[int, int, int], ...], choices: dict[str, tuple[Tiles, ...]], settings: Settings
+) -> list[Row]:
+    """The default and every configuration at these shapes (tokens, heads, head size)."""
+    dims = dict.fromkeys(shape[2] for shape in shapes)
+    cases = [(kernel, dim, chosen) for kernel in choices for dim in dims for chosen in choices[kernel]]
+    failures = compile_all(run_tuned, cases, settings)
     rows: list[Row] = []
-    for tokens, heads, dim in TUNED_SHAPES:
+    for tokens, heads, dim in shapes:
+        torch.manual_seed(0)
         q, k, v = random_qkv(tokens, heads, dim, settings.device)
         block_map = random_map(tokens, heads, DENSITY, settings.device)
-        # Any output and log-sum-exp take the same time to merge.
-        first = (v, torch.zeros(1, heads, tokens, device=settings.device))
-        flops, scale = pooled_flops(tokens, heads, dim), dim**-0.5
-        for tile_m, tile_n, warps in TUNED_TILES:
-            for stages in (2, 3):
-                config = TileConfig(tile_m, tile_n, warps, stages)
-                runs = {
-                    "compensate": partial(
-                        triton_pooled.attend, q, k, v, block_map, scale=scale, first=first, config=config
-                    ),
-                    "mean_key_mass": partial(triton_pooled.mass, q, k, BLOCK, scale=scale, config=config),
-                }
-                for kernel, run in runs.items():
-                    row: Row = {"kernel": kernel, "N": tokens, "D": dim, "tile": f"{tile_m}x{tile_n}"}
-                    row |= {"warps": warps, "stages": stages}
-                    rows.append(measure(row, run, settings, flops))
-    return sorted(rows, key=lambda row: (row["kernel"], row["N"], -(row["tflops"] or 0)))  # type: ignore[operator]
+        flops, lse = pooled_flops(tokens, heads, dim), _some_lse(q)
+        for kernel in choices:
+            expected = _operation(kernel, q, k, v, lse, block_map, None)
+            for chosen in (None, *choices[kernel]):
+                row: Row = {"kernel": kernel, "N": tokens, "D": dim} | columns(chosen)
+                run = partial(_operation, kernel, q, k, v, lse, block_map, chosen)
+                failure = failures.get((kernel, dim, chosen))
+                rows.append(tuned(row, run, expected, failure, settings, flops))
+    return ranked(rows, "kernel", "D", "N")

@@ -28,7 +28,7 @@ from gpu_bench.recording import Tensors
 
 PART = 4
 """Heads that are observed first: they compile the kernels, and tell how long all heads will take."""
-LIMIT_S = 60.0
+LIMIT_S = 25.0
 """Where a call would take longer, those heads are all that is observed, and the seconds are scaled."""
 PROMPTS = len(CALIBRATION_PROMPTS)
 FIRST, OTHERS, TRIED = "first of group and layer", "others of first prompt", "of later prompts"

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dit_sparse.kernels import block_sparse_attention
 from dit_sparse.kernels.dispatch import BACKENDS, Request, resolve_backend
-from dit_sparse.kernels.quantize import LOW_PRECISIONS, quantize
+from dit_sparse.kernels.quantize import LOW_PRECISIONS, QuantizedTensors, quantize
 from dit_sparse.layout import BlockMap
-from gpu_bench.attention import TUNED_SHAPES, TUNED_TILES
+from gpu_bench.attention import EARLIER_TILES, TUNED_SHAPES
 from gpu_bench.harness import (
     BLOCK,
     Row,
@@ -29,14 +29,87 @@ from gpu_bench.harness import (
     random_qkv,
     refusal,
 )
+from gpu_bench.tuning import (
+    WARM_TOKENS,
+    Choices,
+    Tiles,
+    as_config,
+    columns,
+    compile_all,
+    ranked,
+    tiles,
+    tuned,
+)
 
 LOW_DENSITIES = (0.25, 0.1)
 NATIVE = ("flash4", "triton")
 OFFSETS = {3: 12.0, 5: -8.0, 11: 20.0}
 """Channels of k that get an offset, in standard deviations, for the data that smoothing is made for."""
 ERROR_SHAPE = (8_192, 2, 128)
-TUNED_PRECISIONS = ("int8", "int8_fp8")
-TUNED_STAGES = (2, 3, 4)
+TUNED_PRECISIONS = ("int8", "int8_fp8", "fp8")
+HOPPER_TILES: Choices = {
+    128: (
+        tiles(128, 128, 8, 2, overlap=True),
+        tiles(128, 128, 8, 3, overlap=True),
+        tiles(128, 64, 8, 3, registers=128),
+        tiles(128, 64, 8, 5, registers=128),
+        tiles(128, 64, 8, 3, overlap=True),
+        tiles(128, 64, 4, 2),
+        tiles(128, 64, 4, 3),
+        tiles(128, 64, 4, 5),
+        tiles(128, 32, 8, 3),
+        tiles(128, 32, 8, 3, overlap=True),
+        tiles(128, 32, 4, 3),
+        tiles(128, 32, 4, 3, overlap=True),
+        tiles(64, 128, 4, 3),
+        tiles(64, 128, 4, 3, overlap=True),
+        tiles(64, 64, 4, 3),
+        tiles(64, 64, 4, 3, overlap=True),
+        tiles(64, 64, 4, 5, overlap=True),
+    ),
+    64: (
+        tiles(128, 128, 8, 3, overlap=True),
+        tiles(128, 128, 4, 3),
+        tiles(128, 64, 8, 3, registers=128),
+        tiles(128, 64, 8, 3, overlap=True, registers=128),
+        tiles(128, 64, 8, 5, overlap=True, registers=128),
+        tiles(128, 64, 4, 3),
+        tiles(128, 64, 4, 3, overlap=True),
+        tiles(64, 128, 4, 3),
+        tiles(64, 64, 4, 3, overlap=True),
+    ),
+}
+"""What "tune-quantized" tries on Hopper for values in the input's precision, chosen as those of "tune"."""
+HOPPER_E4M3_TILES: Choices = {
+    128: (
+        tiles(128, 128, 8, 2),
+        tiles(128, 128, 8, 3, split=True),
+        tiles(128, 64, 8, 2, split=True, registers=128),
+        tiles(128, 64, 8, 3, split=True, registers=128),
+        tiles(128, 64, 8, 5, split=True, registers=128),
+        tiles(128, 64, 8, 3, overlap=True),
+        tiles(128, 64, 8, 5, overlap=True),
+        tiles(128, 64, 4, 3, split=True),
+        tiles(64, 128, 4, 3),
+        tiles(64, 64, 4, 3),
+        tiles(64, 64, 4, 3, split=True, registers=168),
+        tiles(64, 64, 4, 5, split=True, registers=168),
+        tiles(64, 64, 4, 3, split=True, registers=128),
+        tiles(64, 64, 4, 3, overlap=True),
+    ),
+    64: (
+        tiles(128, 128, 8, 3, overlap=True),
+        tiles(128, 128, 4, 3),
+        tiles(128, 64, 8, 3, registers=128),
+        tiles(128, 64, 8, 5, registers=128),
+        tiles(128, 64, 4, 3),
+        tiles(128, 64, 4, 5),
+        tiles(64, 128, 4, 3),
+        tiles(64, 64, 4, 3),
+        tiles(64, 64, 4, 3, overlap=True),
+    ),
+}
+"""The same for values in e4m3."""
 
 
 @torch.no_grad()
@@ -164,49 +237,61 @@ def error_rows(shape: tuple[int, int, int], settings: Settings) -> list[Row]:
     return rows
 
 
+def run_tuned(precision: str, dim: int, chosen: Tiles) -> None:
+    """The kernel with one configuration, on a short sequence."""
+    q, k, v = random_qkv(WARM_TOKENS, 2, dim)
+    levels = quantize(q, k, v, precision, with_lse=False, impl="triton")
+    _attend(levels, random_map(WARM_TOKENS, 2, 0.5), chosen)
+
+
+def _attend(levels: QuantizedTensors, block_map: BlockMap, chosen: Tiles | None) -> Tensor:
+    from dit_sparse.kernels import triton_quantized
+
+    named = {"scale": levels.head_dim**-0.5, "return_lse": False, "config": as_config(chosen)}
+    return triton_quantized.attend(levels, block_map, **named)[0]
+
+
 @benchmark("tune-quantized", default=False)
 def bench_tune_quantized(settings: Settings) -> list[Row]:
     """The low-precision kernel over tile configurations at density 0.25: the source of its table."""
-    rows: list[Row] = []
-    for shape in TUNED_SHAPES:
-        rows += tune_rows(shape, TUNED_TILES, TUNED_STAGES, settings)
-    return sorted(rows, key=lambda row: (row["D"], row["precision"], -(row["tflops"] or 0)))  # type: ignore[operator]
+    hopper = torch.cuda.get_device_capability() >= (9, 0)
+    return tune_rows(
+        TUNED_SHAPES,
+        HOPPER_TILES if hopper else EARLIER_TILES,
+        HOPPER_E4M3_TILES if hopper else EARLIER_TILES,
+        settings,
+    )
 
 
 def tune_rows(
-    shape: tuple[int, int, int],
-    tiles: tuple[tuple[int, int, int], ...],
-    stages: tuple[int, ...],
+    shapes: tuple[tuple[int, int, int], ...],
+    choices: Choices,
+    e4m3_choices: Choices,
     settings: Settings,
 ) -> list[Row]:
-    """Every configuration at one shape (tokens, heads, head size), the kernel alone."""
-    from dit_sparse.kernels import triton_quantized
-    from dit_sparse.kernels.triton_tiles import TileConfig
-
-    tokens, heads, dim = shape
-    q, k, v = random_qkv(tokens, heads, dim, settings.device)
-    block_map = random_map(tokens, heads, 0.25, settings.device)
-    flops = attention_flops(block_map, dim)
-    hopper = q.is_cuda and torch.cuda.get_device_capability() >= (9, 0)
-    rows: list[Row] = []
-    for precision in TUNED_PRECISIONS:
-        if reason := refusal("triton", dim, settings.device, precision):
-            rows.append({"D": dim, "precision": precision, "tflops": None, "note": reason})
-            continue
-        levels = quantize(q, k, v, precision, with_lse=False, impl="triton")
-        for tma in (True, False) if hopper else (False,):
-            for tile_m, tile_n, warps in tiles:
-                for depth in stages:
-                    config = TileConfig(tile_m, tile_n, warps, depth, tma)
-                    run = partial(
-                        triton_quantized.attend,
-                        levels,
-                        block_map,
-                        scale=dim**-0.5,
-                        return_lse=False,
-                        config=config,
-                    )
-                    row: Row = {"D": dim, "precision": precision, "tile": f"{tile_m}x{tile_n}"}
-                    row |= {"warps": warps, "stages": depth, "tma": tma}
-                    rows.append(measure(row, run, settings, flops))
-    return rows
+    """The default and every configuration at these shapes (tokens, heads, head size), the kernel alone."""
+    dims = dict.fromkeys(shape[2] for shape in shapes)
+    tried = {p: e4m3_choices if LOW_PRECISIONS[p].fp8_values else choices for p in TUNED_PRECISIONS}
+    refusals = {p: refusal("triton", next(iter(dims)), settings.device, p) for p in TUNED_PRECISIONS}
+    able = [p for p in TUNED_PRECISIONS if refusals[p] is None]
+    cases = [(p, dim, chosen) for p in able for dim in dims for chosen in tried[p][dim]]
+    failures = compile_all(run_tuned, cases, settings)
+    rows: list[Row] = [
+        {"precision": p, "N": 0, "D": 0, "tflops": None, "note": refusals[p]}
+        for p in TUNED_PRECISIONS
+        if p not in able
+    ]
+    for tokens, heads, dim in shapes:
+        torch.manual_seed(0)
+        q, k, v = random_qkv(tokens, heads, dim, settings.device)
+        block_map = random_map(tokens, heads, 0.25, settings.device)
+        flops = attention_flops(block_map, dim)
+        for precision in able:
+            levels = quantize(q, k, v, precision, with_lse=False, impl="triton")
+            expected = _attend(levels, block_map, None)
+            for chosen in (None, *tried[precision][dim]):
+                row: Row = {"precision": precision, "N": tokens, "D": dim} | columns(chosen)
+                failure = failures.get((precision, dim, chosen))
+                run = partial(_attend, levels, block_map, chosen)
+                rows.append(tuned(row, run, expected, failure, settings, flops))
+    return ranked(rows, "D", "N", "precision")

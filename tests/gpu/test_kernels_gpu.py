@@ -131,10 +131,10 @@ def test_output_does_not_depend_on_asking_for_the_lse(impl):
     torch.testing.assert_close(block_sparse_attention(q, k, v, block_map, impl=impl), with_lse)
 
 
-@pytest.mark.parametrize("tma", [False, True])
+@pytest.mark.parametrize(("tma", "overlap"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(("dim", "tiles"), [(40, (64, 32)), (64, (64, 128)), (128, (128, 64))])
-def test_triton_configurations(tma, dim, tiles):
-    """Both ways to load K and V, with several tiles per block."""
+def test_triton_configurations(tma, overlap, dim, tiles):
+    """Both ways to load K and V, with several tiles per block; products beside the softmax."""
     from dit_sparse.kernels import triton_forward
 
     if tma and torch.cuda.get_device_capability() < (9, 0):
@@ -142,7 +142,7 @@ def test_triton_configurations(tma, dim, tiles):
     g = generator()
     q, k, v = (random_tokens(g, (2, 1500, 2, dim), BFLOAT, "transposed", "cuda") for _ in range(3))
     mask = random_mask(g, block_shape(2, 2, 1500, 1500, (128, 128)), 0.4, "cuda")
-    config = triton_forward.TileConfig(*tiles, num_warps=4, num_stages=3, tma=tma)
+    config = triton_forward.TileConfig(*tiles, num_warps=4, num_stages=3, tma=tma, overlap=overlap)
     scale = dim**-0.5
     out, _ = triton_forward.forward(
         q, k, v, map_of(mask, 1500, 1500, (128, 128)), scale=scale, return_lse=True, config=config

@@ -111,10 +111,20 @@ def test_small_and_ragged(precision, num_queries, num_keys):
 
 
 @pytest.mark.parametrize("precision", LOW)
-@pytest.mark.parametrize("tma", [False, True])
-@pytest.mark.parametrize(("dim", "tiles"), [(40, (64, 32)), (64, (64, 128)), (128, (128, 64))])
-def test_configurations(precision, tma, dim, tiles):
-    """Both ways to load tiles, with key tiles shorter and longer than a group of keys."""
+@pytest.mark.parametrize(
+    ("tma", "dim", "tiles", "warps", "options"),
+    [
+        *(
+            (tma, dim, tiles, 4, {})
+            for tma in (False, True)
+            for dim, tiles in ((40, (64, 32)), (64, (64, 128)), (128, (128, 64)))
+        ),
+        (True, 128, (128, 64), 8, {"overlap": True}),
+        (True, 128, (128, 64), 8, {"split": True, "registers": 128}),
+    ],
+)
+def test_configurations(precision, tma, dim, tiles, warps, options):
+    """Both ways to load tiles, with key tiles shorter and longer than a group of keys; the options."""
     from dit_sparse.kernels import triton_quantized
     from dit_sparse.kernels.triton_tiles import TileConfig
 
@@ -131,7 +141,7 @@ def test_configurations(precision, tma, dim, tiles):
             block_map,
             scale=dim**-0.5,
             return_lse=True,
-            config=TileConfig(*tiles, num_warps=4, num_stages=3, tma=tma),
+            config=TileConfig(*tiles, num_warps=warps, num_stages=3, tma=tma, **options),
         )
     check_budget(precision, out, q, k, v, tokens_of(mask, (128, 128), 1500, 1500), dim**-0.5)
 
@@ -168,7 +178,8 @@ def test_e4m3_rounds_like_torch():
     x = torch.cat([x, -x]).reshape(1, -1, 1, 1)
     made, scales = triton_quantize.quantize_channels(x.cuda())
     assert scales.item() == 1.0
-    assert torch.equal(made[0, 0, 0, : x.numel()].float().cpu(), x.flatten().to(quantize.E4M3).float())
+    found = quantize.dequantize_channels(made, scales, x.numel()).flatten().cpu()
+    assert torch.equal(found, x.flatten().to(quantize.E4M3).float())
 
 
 @pytest.mark.parametrize(

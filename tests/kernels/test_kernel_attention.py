@@ -123,9 +123,10 @@ def test_triton_production_blocks(block):
 
 
 @on_cpu
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("tma", [False, True])
 @pytest.mark.parametrize("dim", [40, 64])
-def test_triton_tiles_smaller_than_the_block(tma, dim):
+def test_triton_tiles_smaller_than_the_block(tma, dim, overlap):
     """Several tiles per block, and a ragged block whose last tiles hold no key at all."""
     triton_forward = pytest.importorskip("dit_sparse.kernels.triton_forward", exc_type=ImportError)
     g = torch.Generator().manual_seed(3)
@@ -133,13 +134,44 @@ def test_triton_tiles_smaller_than_the_block(tma, dim):
     k = random_tokens(g, (2, 133, 2, dim), torch.float32, "sliced")
     v = random_tokens(g, (2, 133, 2, dim), torch.float32, "contiguous")
     mask = random_mask(g, block_shape(2, 2, 90, 133, (64, 64)), 0.6)
-    config = triton_forward.TileConfig(16, 16, 4, 2, tma=tma)
+    config = triton_forward.TileConfig(16, 16, 4, 2, tma=tma, overlap=overlap)
     block_map = map_of(mask, 90, 133, (64, 64))
     with poisoned_empty():
         out, lse = triton_forward.forward(q, k, v, block_map, scale=0.3, return_lse=True, config=config)
     expected, expected_lse = attention64(q, k, v, tokens_of(mask, (64, 64), 90, 133), 0.3)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-5, rtol=1e-5)
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_keys", [30, 32, 96, 100])
+def test_triton_overlap_changes_nothing(dtype, num_keys):
+    """Rows without a block, with the ragged one alone, with one whole block, and with several; values that
+    the row does not keep are NaN."""
+    triton_forward = pytest.importorskip("dit_sparse.kernels.triton_forward", exc_type=ImportError)
+    g = torch.Generator().manual_seed(7)
+    q, k, v = (
+        random_tokens(g, (1, tokens, 1, 32), dtype, "contiguous") for tokens in (160, num_keys, num_keys)
+    )
+    blocks = -(-num_keys // 32)
+    mask = torch.zeros(1, 1, 5, blocks, dtype=torch.bool)
+    mask[..., 1, -1] = mask[..., 2, 0] = mask[..., 3, 1:] = mask[..., 4, :] = True
+    for row in range(5):
+        here = slice(row * 32, row * 32 + 32)
+        hidden = ~mask[0, 0, row].repeat_interleave(32)[:num_keys]
+        poisoned = v.masked_fill(hidden[None, :, None, None], torch.nan)
+        one = map_of(mask[:, :, row : row + 1], 32, num_keys, (32, 32))
+        results = [
+            triton_forward.forward(
+                q[:, here], k, poisoned, one, scale=0.3, return_lse=True,
+                config=triton_forward.TileConfig(32, 16, 4, 2, tma=True, overlap=overlap),
+            )
+            for overlap in (False, True)
+        ]  # fmt: skip
+        for plain, overlapped in zip(*results):
+            assert not overlapped.isnan().any()
+            torch.testing.assert_close(overlapped, plain, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("impl", BACKENDS)

@@ -137,11 +137,12 @@ def test_triton_production_blocks(precision, block):
 
 
 @needs_interpreter
+@pytest.mark.parametrize("options", [{}, {"overlap": True}, {"split": True}])
 @pytest.mark.parametrize("precision", ["int8", "int8_fp8"])
 @pytest.mark.parametrize(
     ("tiles", "dim", "tma"), [((16, 32), 40, False), ((16, 32), 40, True), ((64, 128), 64, True)]
 )
-def test_triton_tiles(precision, tiles, dim, tma):
+def test_triton_tiles(precision, tiles, dim, tma, options):
     """Key tiles shorter and longer than a group of keys, several per block, the last without any key."""
     from dit_sparse.kernels import triton_quantized
     from dit_sparse.kernels.triton_tiles import TileConfig
@@ -152,7 +153,7 @@ def test_triton_tiles(precision, tiles, dim, tma):
     with poisoned_empty():
         levels = quantize.quantize(q, k, v, precision, impl="triton")
         out, lse = triton_quantized.attend(
-            levels, block_map, scale=0.3, return_lse=True, config=TileConfig(*tiles, 4, 2, tma=tma)
+            levels, block_map, scale=0.3, return_lse=True, config=TileConfig(*tiles, 4, 2, tma=tma, **options)
         )
     expected, expected_lse = quantized_reference.forward(
         q, k, v, block_map, scale=0.3, return_lse=True, precision=precision
@@ -161,6 +162,31 @@ def test_triton_tiles(precision, tiles, dim, tma):
     torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
     assert error(out, expected.double()) < 1e-5
     torch.testing.assert_close(lse, expected_lse, atol=1e-5, rtol=1e-5)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("options", [{"overlap": True}, {"split": True}])
+@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("dtype", [FLOAT, BFLOAT, HALF])
+@pytest.mark.parametrize("num_keys", [96, 100])
+def test_triton_options_change_nothing(options, precision, dtype, num_keys):
+    """Rows without a block, with the last one alone, with one whole block, and with several."""
+    from dit_sparse.kernels import triton_quantized
+    from dit_sparse.kernels.triton_tiles import TileConfig
+
+    _, q, k, v = tensors(17, 1, 1, 160, num_keys, 64, dtype)
+    mask = torch.zeros(1, 1, 5, -(-num_keys // 32), dtype=torch.bool)
+    mask[..., 1, -1] = mask[..., 2, 0] = mask[..., 3, 1:] = mask[..., 4, :] = True
+    levels = quantize.quantize(q, k, v, precision, impl="triton")
+    results = [
+        triton_quantized.attend(
+            levels, map_of(mask, 160, num_keys, (32, 32)), scale=0.3, return_lse=True,
+            config=TileConfig(32, 32, 4, 2, tma=True, **chosen),
+        )
+        for chosen in ({}, options)
+    ]  # fmt: skip
+    for plain, changed in zip(*results):
+        torch.testing.assert_close(changed, plain, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("impl", BACKENDS)
@@ -297,6 +323,21 @@ def test_levels_are_within_half_a_step_of_the_tokens(precision):
     assert not levels[:, :, 150:].float().any() and not levels[..., 40:].float().any()
 
 
+def test_values_stand_where_they_are_said_to():
+    """Each token has its own column, within its run of 16, and the levels there are the token's."""
+    tokens = torch.arange(128)
+    at = quantize.value_columns(tokens)
+    assert at.sort().values.equal(tokens) and (at // 16).equal(tokens // 16)
+    assert at[:16].tolist() == [0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15]
+    _, v, _, _ = tensors(18, 2, 3, 100, 1, 40, FLOAT)
+    levels, scales = quantize.quantize_channels(v)
+    expected = (v / scales[:, None]).to(torch.float8_e4m3fn).float()
+    assert torch.equal(levels[:, :, :40].float()[..., at[:100]], expected.permute(0, 2, 3, 1))
+    assert not levels[..., at[100:]].float().any() and not levels[:, :, 40:].float().any()
+    back = quantize.dequantize_channels(levels, scales, 100)
+    assert torch.equal(back, expected * scales[:, None])
+
+
 def test_groups_channels_and_heads_have_their_own_scale():
     """A giant in one place leaves the levels of all other groups, heads and channels alone."""
     _, x, _, _ = tensors(13, 1, 2, 96, 1, 32, FLOAT)
@@ -356,7 +397,7 @@ def test_e4m3_rounds_like_torch():
 
     made, scales = triton_quantize.quantize_channels(x)
     assert scales.item() == 1.0
-    found = made[0, 0, 0, : x.numel()].float()
+    found = quantize.dequantize_channels(made, scales, x.numel()).flatten()
     assert torch.equal(found, x.flatten().to(torch.float8_e4m3fn).float())
 
 
