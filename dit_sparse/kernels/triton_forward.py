@@ -37,6 +37,7 @@ from dit_sparse.kernels.triton_tiles import (
     LOG2_E,
     MIN_TILE,
     TileConfig,
+    TileTable,
     add_weighted,
     as_descriptor,
     contiguous_rows,
@@ -183,21 +184,21 @@ def _forward_kernel(q, k, v, out, lse, indices, counts, scale_log2, num_queries,
         tl.store(lse + b64 * stride_lb + h64 * stride_lh + rows, value, mask=offs_m < num_queries)
 
 
-# (largest tile_m, tile_n, warps, stages) by (class of GPU, padded head size, element bytes). Head sizes
+# By (class of GPU, padded head size, element bytes). Head sizes
 # between entries use the next larger one.
-_TILES: dict[tuple[str, int, int], tuple[int, int, int, int]] = {
-    ("hopper", 64, 2): (128, 128, 8, 3),
-    ("hopper", 128, 2): (128, 128, 8, 3),
-    ("ampere", 64, 2): (128, 64, 4, 3),
-    ("ampere", 128, 2): (128, 64, 8, 3),
-    ("small", 64, 2): (128, 64, 4, 2),
-    ("small", 128, 2): (128, 32, 8, 2),
-    ("hopper", 64, 4): (64, 32, 4, 2),
-    ("hopper", 128, 4): (64, 32, 4, 2),
-    ("ampere", 64, 4): (64, 32, 4, 2),
-    ("ampere", 128, 4): (32, 32, 4, 2),
-    ("small", 64, 4): (64, 32, 4, 1),
-    ("small", 128, 4): (32, 32, 4, 1),
+_TILES: TileTable = {
+    ("hopper", 64, 2): TileConfig(128, 128, 8, 3),
+    ("hopper", 128, 2): TileConfig(128, 128, 8, 3),
+    ("ampere", 64, 2): TileConfig(128, 64, 4, 3),
+    ("ampere", 128, 2): TileConfig(128, 64, 8, 3),
+    ("small", 64, 2): TileConfig(128, 64, 4, 2),
+    ("small", 128, 2): TileConfig(128, 32, 8, 2),
+    ("hopper", 64, 4): TileConfig(64, 32, 4, 2),
+    ("hopper", 128, 4): TileConfig(64, 32, 4, 2),
+    ("ampere", 64, 4): TileConfig(64, 32, 4, 2),
+    ("ampere", 128, 4): TileConfig(32, 32, 4, 2),
+    ("small", 64, 4): TileConfig(64, 32, 4, 1),
+    ("small", 128, 4): TileConfig(32, 32, 4, 1),
 }
 
 

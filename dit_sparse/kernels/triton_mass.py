@@ -18,7 +18,14 @@ import triton.language as tl
 from torch import Tensor
 
 from dit_sparse.kernels.triton_pooled import fitted_config, load_queries, locate, widen
-from dit_sparse.kernels.triton_tiles import LOG2_E, MIN_TILE, TileConfig, float32_products, load_tile
+from dit_sparse.kernels.triton_tiles import (
+    LOG2_E,
+    MIN_TILE,
+    TileConfig,
+    TileTable,
+    float32_products,
+    load_tile,
+)
 from dit_sparse.layout import ceil_div
 
 
@@ -81,21 +88,21 @@ def _block_mass_kernel(q, k, lse, mass, scale_log2, num_queries, num_keys, num_b
     tl.store(target + num_blocks - 1, total)
 
 
-# (largest tile_m, tile_n, warps, stages), see triton_pooled. Q stays in registers or shared memory; K streams
+# See triton_pooled. Q stays in registers or shared memory; K streams
 # through as in the attention forward, without its output accumulator.
-_TILES: dict[tuple[str, int, int], tuple[int, int, int, int]] = {
-    ("hopper", 64, 2): (128, 128, 8, 3),
-    ("hopper", 128, 2): (128, 128, 8, 3),
-    ("ampere", 64, 2): (128, 64, 4, 3),
-    ("ampere", 128, 2): (128, 64, 8, 3),
-    ("small", 64, 2): (128, 64, 4, 2),
-    ("small", 128, 2): (64, 64, 4, 2),
-    ("hopper", 64, 4): (64, 32, 4, 2),
-    ("hopper", 128, 4): (32, 32, 4, 2),
-    ("ampere", 64, 4): (64, 32, 4, 2),
-    ("ampere", 128, 4): (32, 32, 4, 2),
-    ("small", 64, 4): (32, 32, 4, 2),
-    ("small", 128, 4): (32, 32, 4, 1),
+_TILES: TileTable = {
+    ("hopper", 64, 2): TileConfig(128, 128, 8, 3),
+    ("hopper", 128, 2): TileConfig(128, 128, 8, 3),
+    ("ampere", 64, 2): TileConfig(128, 64, 4, 3),
+    ("ampere", 128, 2): TileConfig(128, 64, 8, 3),
+    ("small", 64, 2): TileConfig(128, 64, 4, 2),
+    ("small", 128, 2): TileConfig(64, 64, 4, 2),
+    ("hopper", 64, 4): TileConfig(64, 32, 4, 2),
+    ("hopper", 128, 4): TileConfig(32, 32, 4, 2),
+    ("ampere", 64, 4): TileConfig(64, 32, 4, 2),
+    ("ampere", 128, 4): TileConfig(32, 32, 4, 2),
+    ("small", 64, 4): TileConfig(32, 32, 4, 2),
+    ("small", 128, 4): TileConfig(32, 32, 4, 1),
 }
 
 

@@ -31,6 +31,7 @@ from dit_sparse.kernels.triton_tiles import (
     LOG2_E,
     MIN_TILE,
     TileConfig,
+    TileTable,
     add_weighted,
     float32_products,
     gpu_class,
@@ -277,50 +278,48 @@ def _mass_kernel(q, keys, mass, scale_log2, last_bias, num_queries, num_blocks, 
     )  # fmt: skip
 
 
-# (largest tile_m, tile_n, warps, stages) by (class of GPU, padded head size, element bytes); classes as in
+# By (class of GPU, padded head size, element bytes); classes as in
 # triton_forward. Every tile of means comes from the L2 cache, 2 tile_m flops per byte, so 64 rows would be
 # bound by its bandwidth on Hopper. Chosen so that the compiler spills no register and, but for compensation
 # with head size 128, two or three programs share a multiprocessor and hide each other's first loads.
-_COMPENSATION_TILES: dict[tuple[str, int, int], tuple[int, int, int, int]] = {
-    ("hopper", 64, 2): (128, 64, 8, 2),
-    ("hopper", 128, 2): (128, 128, 8, 2),
-    ("ampere", 64, 2): (128, 64, 8, 2),
-    ("ampere", 128, 2): (128, 64, 8, 2),
-    ("small", 64, 2): (128, 64, 8, 2),
-    ("small", 128, 2): (128, 32, 8, 2),
-    ("hopper", 64, 4): (32, 32, 4, 2),
-    ("hopper", 128, 4): (32, 32, 4, 2),
-    ("ampere", 64, 4): (32, 32, 4, 2),
-    ("ampere", 128, 4): (32, 32, 4, 2),
-    ("small", 64, 4): (32, 32, 4, 2),
-    ("small", 128, 4): (32, 32, 4, 1),
+_COMPENSATION_TILES: TileTable = {
+    ("hopper", 64, 2): TileConfig(128, 64, 8, 2),
+    ("hopper", 128, 2): TileConfig(128, 128, 8, 2),
+    ("ampere", 64, 2): TileConfig(128, 64, 8, 2),
+    ("ampere", 128, 2): TileConfig(128, 64, 8, 2),
+    ("small", 64, 2): TileConfig(128, 64, 8, 2),
+    ("small", 128, 2): TileConfig(128, 32, 8, 2),
+    ("hopper", 64, 4): TileConfig(32, 32, 4, 2),
+    ("hopper", 128, 4): TileConfig(32, 32, 4, 2),
+    ("ampere", 64, 4): TileConfig(32, 32, 4, 2),
+    ("ampere", 128, 4): TileConfig(32, 32, 4, 2),
+    ("small", 64, 4): TileConfig(32, 32, 4, 2),
+    ("small", 128, 4): TileConfig(32, 32, 4, 1),
 }
 # Whole query blocks on Hopper. Before it, every warp holds the transposed queries in registers: few rows fit.
-_MASS_TILES: dict[tuple[str, int, int], tuple[int, int, int, int]] = {
-    ("hopper", 64, 2): (128, 64, 4, 2),
-    ("hopper", 128, 2): (128, 64, 4, 2),
-    ("ampere", 64, 2): (64, 64, 4, 2),
-    ("ampere", 128, 2): (32, 64, 4, 2),
-    ("small", 64, 2): (64, 64, 4, 2),
-    ("small", 128, 2): (32, 64, 4, 2),
-    ("hopper", 64, 4): (16, 32, 4, 2),
-    ("hopper", 128, 4): (16, 32, 4, 2),
-    ("ampere", 64, 4): (16, 32, 4, 2),
-    ("ampere", 128, 4): (16, 32, 4, 2),
-    ("small", 64, 4): (16, 32, 4, 2),
-    ("small", 128, 4): (16, 32, 4, 1),
+_MASS_TILES: TileTable = {
+    ("hopper", 64, 2): TileConfig(128, 64, 4, 2),
+    ("hopper", 128, 2): TileConfig(128, 64, 4, 2),
+    ("ampere", 64, 2): TileConfig(64, 64, 4, 2),
+    ("ampere", 128, 2): TileConfig(32, 64, 4, 2),
+    ("small", 64, 2): TileConfig(64, 64, 4, 2),
+    ("small", 128, 2): TileConfig(32, 64, 4, 2),
+    ("hopper", 64, 4): TileConfig(16, 32, 4, 2),
+    ("hopper", 128, 4): TileConfig(16, 32, 4, 2),
+    ("ampere", 64, 4): TileConfig(16, 32, 4, 2),
+    ("ampere", 128, 4): TileConfig(16, 32, 4, 2),
+    ("small", 64, 4): TileConfig(16, 32, 4, 2),
+    ("small", 128, 4): TileConfig(16, 32, 4, 1),
 }
 
 
-def fitted_config(
-    table: dict[tuple[str, int, int], tuple[int, int, int, int]], q: Tensor, block_q: int
-) -> TileConfig:
+def fitted_config(table: TileTable, q: Tensor, block_q: int) -> TileConfig:
     """The table's entry, made smaller where a query block has fewer rows."""
-    config = TileConfig(*table[gpu_class(q.device), 64 if q.shape[-1] <= 64 else 128, q.dtype.itemsize])
+    config = table[gpu_class(q.device), 64 if q.shape[-1] <= 64 else 128, q.dtype.itemsize]
     tile_m = max(MIN_TILE, triton.next_power_of_2(block_q))
     if tile_m >= config.tile_m:
         return config
-    return replace(config, tile_m=tile_m, tile_n=min(config.tile_n, 64), num_warps=4)
+    return replace(config, tile_m=tile_m, tile_n=min(config.tile_n, 64), num_warps=4, registers=None)
 
 
 def compensation_config(q: Tensor, block_q: int) -> TileConfig:

@@ -32,6 +32,7 @@ from dit_sparse.kernels.triton_tiles import (
     LOG2_E,
     MIN_TILE,
     TileConfig,
+    TileTable,
     add_weighted,
     as_descriptor,
     contiguous_rows,
@@ -203,13 +204,11 @@ def _quantized_kernel(q, q_scales, k, k_scales, v, v_scales, key_offset, out, ls
     peak = tl.full([TILE_M], float("-inf"), dtype=tl.float32)
     tiles = whole * tiles_per_block
     if OVERLAP:
-        # As in triton_forward. Weights for e4m3 wait in float32: single bytes would take as many registers.
-        # Their product, too, is added a step later than it is begun.
-        weight_type: tl.constexpr = tl.float32 if FP8_VALUES or WIDEN else out.dtype.element_ty
+        # As in triton_forward. e4m3 has no such loop: it would have to carry the product as well, and what
+        # the compiler made of that was wrong on a GPU.
+        weight_type: tl.constexpr = tl.float32 if WIDEN else out.dtype.element_ty
         held = hold(tl.zeros([TILE_M, TILE_N], dtype=weight_type))
         decay = tl.full([TILE_M], 1.0, dtype=tl.float32)
-        product = tl.zeros([TILE_M, columns], dtype=tl.float32)
-        product_decay = decay
         before = tl.load(row_indices) * BLOCK_K
         for step in tl.range(0, tiles):
             block = tl.load(row_indices + step // tiles_per_block)
@@ -218,29 +217,20 @@ def _quantized_kernel(q, q_scales, k, k_scales, v, v_scales, key_offset, out, ls
                 q_tile, row_scale, k, key_scales, k_base, start, offs_n, offs_d, b, h, num_keys,
                 TILE_N, D_PAD, KEY_GROUP, False, TMA,
             )  # fmt: skip
-            weights = held_weights(held, weight_type)
-            if FP8_VALUES:
-                v_tile = _load_columns(v, v_base, before, padded_keys, offs_n, b, h, TILE_N, 0, D_PAD, TMA)
-                acc = acc * product_decay[:, None] + product
-                product = _e4m3_product(_e4m3_weights(weights, EMULATE), v_tile)
-                product_decay = decay
-            else:
-                v_tile = load_tile(v, v_base, before, stride_vn, offs_n, offs_d, b, h, num_keys,
-                                   TILE_N, D, D_PAD, False, TMA, WIDEN)  # fmt: skip
-                acc = add_weighted(acc * decay[:, None], weights, v_tile, WIDEN, PRECISION)
-            weights, decay, total, peak = _softmax_step(products, row_step, total, peak, FP8_VALUES)
+            v_tile = load_tile(v, v_base, before, stride_vn, offs_n, offs_d, b, h, num_keys,
+                               TILE_N, D, D_PAD, False, TMA, WIDEN)  # fmt: skip
+            acc = add_weighted(
+                acc * decay[:, None], held_weights(held, weight_type), v_tile, WIDEN, PRECISION
+            )
+            weights, decay, total, peak = _softmax_step(products, row_step, total, peak, False)
             held = hold(weights.to(weight_type))
             before = start
         if tiles > 0:
-            weights = held_weights(held, weight_type)
-            if FP8_VALUES:
-                v_tile = _load_columns(v, v_base, before, padded_keys, offs_n, b, h, TILE_N, 0, D_PAD, TMA)
-                acc = acc * product_decay[:, None] + product
-                acc = acc * decay[:, None] + _e4m3_product(_e4m3_weights(weights, EMULATE), v_tile)
-            else:
-                v_tile = load_tile(v, v_base, before, stride_vn, offs_n, offs_d, b, h, num_keys,
-                                   TILE_N, D, D_PAD, False, TMA, WIDEN)  # fmt: skip
-                acc = add_weighted(acc * decay[:, None], weights, v_tile, WIDEN, PRECISION)
+            v_tile = load_tile(v, v_base, before, stride_vn, offs_n, offs_d, b, h, num_keys,
+                               TILE_N, D, D_PAD, False, TMA, WIDEN)  # fmt: skip
+            acc = add_weighted(
+                acc * decay[:, None], held_weights(held, weight_type), v_tile, WIDEN, PRECISION
+            )
     else:
         for step in tl.range(0, tiles):
             block = tl.load(row_indices + step // tiles_per_block)
@@ -280,19 +270,19 @@ def _quantized_kernel(q, q_scales, k, k_scales, v, v_scales, key_offset, out, ls
         tl.store(lse + at, value, mask=live)
 
 
-# (largest tile_m, tile_n, warps, stages) by (class of GPU, padded head size, bytes of a value), as in
-# triton_forward; float32 values take its entries. fp8 needs no "ampere" entry: those GPUs cannot run it.
-_TILES: dict[tuple[str, int, int], tuple[int, int, int, int]] = {
-    ("hopper", 64, 2): (128, 128, 8, 3),
-    ("hopper", 128, 2): (128, 128, 8, 3),
-    ("hopper", 64, 1): (128, 128, 8, 3),
-    ("hopper", 128, 1): (128, 128, 8, 3),
-    ("ampere", 64, 2): (128, 64, 4, 3),
-    ("ampere", 128, 2): (128, 64, 8, 3),
-    ("small", 64, 2): (128, 64, 4, 3),
-    ("small", 128, 2): (128, 64, 8, 2),
-    ("small", 64, 1): (128, 64, 4, 3),
-    ("small", 128, 1): (128, 64, 8, 3),
+# By (class of GPU, padded head size, bytes of a value), as in triton_forward; float32 values take its
+# entries. fp8 needs no "ampere" entry: those GPUs cannot run it.
+_TILES: TileTable = {
+    ("hopper", 64, 2): TileConfig(128, 128, 8, 3),
+    ("hopper", 128, 2): TileConfig(128, 128, 8, 3),
+    ("hopper", 64, 1): TileConfig(128, 128, 8, 3),
+    ("hopper", 128, 1): TileConfig(128, 128, 8, 3),
+    ("ampere", 64, 2): TileConfig(128, 64, 4, 3),
+    ("ampere", 128, 2): TileConfig(128, 64, 8, 3),
+    ("small", 64, 2): TileConfig(128, 64, 4, 3),
+    ("small", 128, 2): TileConfig(128, 64, 8, 2),
+    ("small", 64, 1): TileConfig(128, 64, 4, 3),
+    ("small", 128, 1): TileConfig(128, 64, 8, 3),
 }
 
 
@@ -346,7 +336,7 @@ def attend(
 
     v_strides = (0, 0, 0) if fp8_values else v.stride()[:3]
     use_tma = config.tma and (fp8_values or tma_ready(v))
-    split = config.split and fp8_values and not config.overlap and head_padded >= 2 * MIN_TILE
+    split = config.split and fp8_values and head_padded >= 2 * MIN_TILE
     k_source, v_source = k, v
     if use_tma:
         k_source = as_descriptor(k, config.tile_n, head_padded)
@@ -364,8 +354,8 @@ def attend(
             *indices.stride()[:3], *counts.stride(),
             D=head_dim, D_PAD=head_padded, BLOCK_Q=block_map.block_size[0], BLOCK_K=block_map.block_size[1],
             QUERY_GROUP=QUERY_GROUP, KEY_GROUP=KEY_GROUP, TILE_M=config.tile_m, TILE_N=config.tile_n,
-            WRITE_LSE=return_lse, OFFSET=tensors.key_offset is not None, TMA=use_tma, OVERLAP=config.overlap,
-            FP8_VALUES=fp8_values, SPLIT=split,
+            WRITE_LSE=return_lse, OFFSET=tensors.key_offset is not None, TMA=use_tma,
+            OVERLAP=config.overlap and not fp8_values, FP8_VALUES=fp8_values, SPLIT=split,
             # As in triton_forward: the interpreter multiplies the bit patterns of bfloat16.
             WIDEN=v.dtype == torch.bfloat16 and not v.is_cuda,
             EMULATE=not q.is_cuda, PRECISION=float32_products(v),

@@ -24,6 +24,7 @@ from dit_sparse.kernels.triton_tiles import (
     LOG2_E,
     MIN_TILE,
     TileConfig,
+    TileTable,
     add_weighted,
     float32_products,
     load_tile,
@@ -117,21 +118,21 @@ def _skip_error_kernel(q, k, v, o, lse, mean_keys, mean_values, error, scale_log
     tl.store(target + last, total / length, mask=exists)
 
 
-# (largest tile_m, tile_n, warps, stages), see triton_pooled: those of the attention forward, with room for
+# See triton_pooled: those of the attention forward, with room for
 # the rows' output.
-_TILES: dict[tuple[str, int, int], tuple[int, int, int, int]] = {
-    ("hopper", 64, 2): (128, 64, 8, 3),
-    ("hopper", 128, 2): (128, 64, 8, 3),
-    ("ampere", 64, 2): (128, 64, 8, 2),
-    ("ampere", 128, 2): (64, 64, 4, 2),
-    ("small", 64, 2): (64, 64, 4, 2),
-    ("small", 128, 2): (64, 32, 4, 2),
-    ("hopper", 64, 4): (32, 32, 4, 2),
-    ("hopper", 128, 4): (32, 32, 4, 1),
-    ("ampere", 64, 4): (32, 32, 4, 2),
-    ("ampere", 128, 4): (32, 32, 4, 1),
-    ("small", 64, 4): (32, 32, 4, 1),
-    ("small", 128, 4): (16, 32, 4, 1),
+_TILES: TileTable = {
+    ("hopper", 64, 2): TileConfig(128, 64, 8, 3),
+    ("hopper", 128, 2): TileConfig(128, 64, 8, 3),
+    ("ampere", 64, 2): TileConfig(128, 64, 8, 2),
+    ("ampere", 128, 2): TileConfig(64, 64, 4, 2),
+    ("small", 64, 2): TileConfig(64, 64, 4, 2),
+    ("small", 128, 2): TileConfig(64, 32, 4, 2),
+    ("hopper", 64, 4): TileConfig(32, 32, 4, 2),
+    ("hopper", 128, 4): TileConfig(32, 32, 4, 1),
+    ("ampere", 64, 4): TileConfig(32, 32, 4, 2),
+    ("ampere", 128, 4): TileConfig(32, 32, 4, 1),
+    ("small", 64, 4): TileConfig(32, 32, 4, 1),
+    ("small", 128, 4): TileConfig(16, 32, 4, 1),
 }
 
 

@@ -8,7 +8,7 @@ The device functions are inlined where they are called. Each is one step of the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -31,10 +31,10 @@ class TileConfig:
         num_warps, num_stages: warps per program, depth of the load pipeline.
         tma: load K and V through tensor descriptors.
         overlap: multiply the weights of one tile with V while the next tile's softmax runs, as the sparse
-            kernels' docstrings describe.
+            kernels' docstrings describe. Without effect on e4m3 weights.
         registers: most registers of a thread, so that more programs share a multiprocessor.
         split: form e4m3 products with values in two halves of the head, one after the other: half the
-            registers for what is not yet added. Without effect elsewhere, and with ``overlap``.
+            registers for what is not yet added. Without effect elsewhere.
     """
 
     tile_m: int
@@ -51,6 +51,11 @@ class TileConfig:
         Triton backend knows it."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         return options if self.registers is None else options | {"maxnreg": self.registers}
+
+
+TileTable = dict[tuple[str, int, int], TileConfig]
+"""By (class of GPU, padded head size, bytes of an element). Head sizes between entries use the next larger
+one; "tma" is not the table's to say."""
 
 
 @triton.jit
@@ -141,11 +146,19 @@ def gpu_class(device: torch.device) -> str:
     return "ampere" if (major, minor) == (8, 0) else "small"
 
 
-def fit_tiles(tiles: tuple[int, int, int, int], block_size: tuple[int, int], *, tma: bool) -> TileConfig:
-    """A table entry (largest tile_m, tile_n, warps, stages), cut down to tiles that divide the block."""
-    tile_m, tile_n, warps, stages = tiles
-    tile_m, tile_n = (min(tile, edge & -edge) for tile, edge in zip((tile_m, tile_n), block_size))
-    return TileConfig(tile_m, tile_n, 4 if tile_m <= 64 else warps, stages, tma)
+def fit_tiles(config: TileConfig, block_size: tuple[int, int], *, tma: bool) -> TileConfig:
+    """A table's entry, cut down to tiles that divide the block.
+
+    Its limit on registers and its split were found for its own tiles: smaller ones go without.
+    """
+    largest = (config.tile_m, config.tile_n)
+    tile_m, tile_n = (min(tile, edge & -edge) for tile, edge in zip(largest, block_size))
+    if (tile_m, tile_n) == largest:
+        return replace(config, tma=tma)
+    warps = 4 if tile_m <= 64 else config.num_warps
+    return replace(
+        config, tile_m=tile_m, tile_n=tile_n, num_warps=warps, tma=tma, registers=None, split=False
+    )
 
 
 def new_outputs(q_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, return_lse: bool):

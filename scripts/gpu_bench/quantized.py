@@ -87,18 +87,14 @@ HOPPER_E4M3_TILES: Choices = {
         tiles(128, 64, 8, 2, split=True, registers=128),
         tiles(128, 64, 8, 3, split=True, registers=128),
         tiles(128, 64, 8, 5, split=True, registers=128),
-        tiles(128, 64, 8, 3, overlap=True),
-        tiles(128, 64, 8, 5, overlap=True),
         tiles(128, 64, 4, 3, split=True),
         tiles(64, 128, 4, 3),
         tiles(64, 64, 4, 3),
         tiles(64, 64, 4, 3, split=True, registers=168),
         tiles(64, 64, 4, 5, split=True, registers=168),
         tiles(64, 64, 4, 3, split=True, registers=128),
-        tiles(64, 64, 4, 3, overlap=True),
     ),
     64: (
-        tiles(128, 128, 8, 3, overlap=True),
         tiles(128, 128, 4, 3),
         tiles(128, 64, 8, 3, registers=128),
         tiles(128, 64, 8, 5, registers=128),
@@ -106,7 +102,6 @@ HOPPER_E4M3_TILES: Choices = {
         tiles(128, 64, 4, 5),
         tiles(64, 128, 4, 3),
         tiles(64, 64, 4, 3),
-        tiles(64, 64, 4, 3, overlap=True),
     ),
 }
 """The same for values in e4m3."""
