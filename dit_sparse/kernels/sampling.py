@@ -13,6 +13,37 @@ from torch import Tensor
 
 from dit_sparse.kernels.checks import check_pair, resolve_scale
 from dit_sparse.kernels.pooling import CHUNK_BYTES
+from dit_sparse.layout import ceil_div
+
+GOLDEN = 0.6180339887498949
+"""Its multiples, modulo 1, are as evenly spread as can be, and repeat no pattern."""
+
+
+def representative_rows(tokens: int, block: int, rows: int, device: torch.device) -> Tensor:
+    """Positions of the tokens that stand for their block: one of each of ``rows`` equal runs.
+
+    Where in its run it lies moves by the golden ratio from run to run. With a fixed stride the rows of a
+    space-time tile would all lie in a few of its columns, and stand for those alone.
+
+    Args:
+        tokens: of the sequence.
+        block: tokens per block, >= 1.
+        rows: wanted per block, >= 1; where they do not divide the block, every token is taken.
+        device: of the result.
+
+    Returns:
+        int64, ascending: ``min(rows, block)`` of every whole block, fewer of a last block that is shorter.
+
+    >>> representative_rows(16, 8, 2, torch.device("cpu")).tolist()
+    [0, 6, 8, 15]
+    """
+    run = max(1, block // rows)
+    if block % run:
+        run = 1
+    runs = torch.arange(ceil_div(tokens, run), device=device)
+    # In float64: the fraction of a product of thousands must be exact to a token.
+    offset = (torch.frac(runs.double() * GOLDEN) * run).long()
+    return (runs * run + offset).clamp(max=tokens - 1)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dit_sparse import kernels
 from dit_sparse.kernels import sampling, similarity
@@ -60,3 +62,25 @@ def test_similarity_of_equal_and_of_orthogonal_tokens():
     assert kernels.block_similarity(torch.ones(1, 8, 1, 4), 4).eq(1).all()
     orthogonal = torch.eye(4)[None, :, None]
     torch.testing.assert_close(kernels.block_similarity(orthogonal, 4), torch.tensor([[[0.25]]]))
+
+
+@settings(max_examples=100)
+@given(tokens=st.integers(1, 3000), block=st.sampled_from([8, 24, 32, 100, 128]), rows=st.integers(1, 200))
+def test_one_row_of_every_run_stands_for_its_block(tokens, block, rows):
+    found = kernels.representative_rows(tokens, block, rows, torch.device("cpu"))
+    run = block // rows if rows <= block and block % max(1, block // rows) == 0 else 1
+    run = max(1, run)
+    assert torch.equal(found // run, torch.arange(-(-tokens // run)))
+    counts = torch.bincount(found // block)
+    assert (counts[:-1] == block // run).all()
+
+
+@pytest.mark.parametrize("tile", [(8, 4, 4), (4, 4, 8), (2, 8, 8), (1, 8, 16)])
+def test_representatives_lie_in_all_columns_of_a_tile(tile):
+    """A stride of 4 over 128 tokens would meet a quarter of the columns only."""
+    found = kernels.representative_rows(128 * 50, 128, 32, torch.device("cpu"))
+    inside = found % 128
+    columns = torch.stack([inside // (tile[1] * tile[2]), inside // tile[2] % tile[1], inside % tile[2]])
+    for axis, length in zip(columns, tile):
+        shares = torch.bincount(axis, minlength=length) / len(found)
+        torch.testing.assert_close(shares, torch.full((length,), 1 / length), rtol=0.1, atol=0)
