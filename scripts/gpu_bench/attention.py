@@ -52,7 +52,6 @@ HOPPER_TILES: Choices = {
         tiles(128, 128, 8, 2, overlap=True),
         tiles(128, 128, 8, 3, overlap=True),
         tiles(128, 128, 8, 4, overlap=True),
-        tiles(128, 128, 8, 3, overlap=True, tma=False),
         tiles(128, 64, 8, 3, overlap=True),
         tiles(128, 64, 8, 4, overlap=True),
         tiles(128, 64, 8, 3, registers=128),
