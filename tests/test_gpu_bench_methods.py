@@ -60,10 +60,11 @@ def test_times_of_branches_are_added(monkeypatch):
 
 
 def test_rows_add_up():
-    rows = methods.method_rows("tiny", TINY, [(name, 0.2) for name in ("mosaic", "draft", "no such")], CPU)
-    assert [row["method"] for row in rows[1:]] == ["mosaic", "draft", "no such"]
-    assert "unknown method" in rows[3]["note"]
-    for row, dense_calls in zip(rows[1:3], (11, 10)):
+    names = ["mosaic", "draft", "rettention", "no such"]
+    rows = methods.method_rows("tiny", TINY, [(name, 0.2) for name in names], CPU)
+    assert [row["method"] for row in rows[1:]] == names
+    assert "unknown method" in rows[4]["note"]
+    for row, dense_calls in zip(rows[1:4], (11, 10, 18)):
         assert 0.15 < row["density"] < 0.5
         expected = (dense_calls + (50 - dense_calls) * row["density"]) / 50
         assert row["run density"] == pytest.approx(expected, abs=2e-3)

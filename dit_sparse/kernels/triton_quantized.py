@@ -270,13 +270,14 @@ def _quantized_kernel(q, q_scales, k, k_scales, v, v_scales, key_offset, out, ls
         tl.store(lse + at, value, mask=live)
 
 
-# By (class of GPU, padded head size, bytes of a value), as in triton_forward; float32 values take its
-# entries. fp8 needs no "ampere" entry: those GPUs cannot run it.
+# The bytes are those of a value; float32 values take the entries of triton_forward. fp8 needs no "ampere" entry:
+# those GPUs cannot run it. Hopper's entries were the fastest of ``gpu_check.py --bench tune-quantized`` on an
+# H200, where several programs share a multiprocessor.
 _TILES: TileTable = {
-    ("hopper", 64, 2): TileConfig(128, 128, 8, 3),
-    ("hopper", 128, 2): TileConfig(128, 128, 8, 3),
-    ("hopper", 64, 1): TileConfig(128, 128, 8, 3),
-    ("hopper", 128, 1): TileConfig(128, 128, 8, 3),
+    ("hopper", 64, 2): TileConfig(64, 64, 4, 3, overlap=True),
+    ("hopper", 128, 2): TileConfig(128, 64, 4, 5),
+    ("hopper", 64, 1): TileConfig(64, 64, 4, 3),
+    ("hopper", 128, 1): TileConfig(64, 64, 4, 3),
     ("ampere", 64, 2): TileConfig(128, 64, 4, 3),
     ("ampere", 128, 2): TileConfig(128, 64, 8, 3),
     ("small", 64, 2): TileConfig(128, 64, 4, 3),

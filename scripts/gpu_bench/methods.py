@@ -180,9 +180,15 @@ def timed_calls(
             beginning[-1][1],
             median(marks[-1][1] for marks in later),
             {stage: median(ms) for stage, ms in stages.items()},
-            float(runtime.records[-1].density),
+            _sparse_density(runtime, branch),
         )
     return times
+
+
+def _sparse_density(runtime: Runtime, branch: Branch) -> float:
+    """Of the last sparse call; a method may have observed dense attention again since."""
+    found = (r.density for r in runtime.records if r.dense_reason is None and r.site.branch == branch)
+    return float(list(found)[-1])
 
 
 def _call(step: int, branch: Branch, layout: TokenLayout, dense: Callable[[], torch.Tensor]) -> Call:
