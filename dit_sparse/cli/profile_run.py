@@ -175,9 +175,10 @@ def recorded(work: Path, asked: Mapping[str, Any], progress: Progress) -> tuple[
         return load_recording(path), True
     from dit_sparse.cli import session
     from dit_sparse.patterns.atomic import atomic_path
-    from dit_sparse.profiler import RecordSettings, record
+    from dit_sparse.profiler import RecordSettings, default_templates, record
 
-    settings = RecordSettings(plan.groups, plan.observe)
+    again = plan.observe > 1 and all(last - first > 1 for first, last in plan.groups)
+    settings = RecordSettings(plan.groups, plan.observe, default_templates(observed=again))
     pipe = session.load(plan.options[0])
     calls = [session.pipeline_call(pipe, options) for options in plan.options]
     with atomic_path(work / ASKED) as temporary:

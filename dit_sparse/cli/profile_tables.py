@@ -21,9 +21,10 @@ STYLES = (
     "white on green4",
     "black on orange1",
     "white on medium_violet_red",
+    "black on dark_turquoise",
 )
 """Of the kinds, in the order of KINDS."""
-LETTERS = ("D", "-", "M", "W", "R", "Y")
+LETTERS = ("D", "-", "M", "W", "R", "Y", "O")
 SHADES = " ░▒▓█"
 MASK_CELLS = 40
 """Rows and columns of a mask in the terminal, at most."""
@@ -39,6 +40,7 @@ def header_table(header: ProfileHeader) -> Table:
     pixels = " for {} frames of {} x {} pixels".format(*made.pixels) if made.pixels else ""
     groups = ", ".join(f"{first}-{last - 1}" for first, last in schedule.groups)
     table.add_row("recipe", header.recipe)
+    table.add_row("correction", header.correction)
     table.add_row(
         "model",
         f"{model.name}: {model.transformer} ({model.component}), {model.layers} layers of {model.heads} "

@@ -55,17 +55,28 @@ class LowRankResidual:
     def observe(self, seen: Observation) -> None:
         """Take the lack of this call."""
         given, context = seen.to_correct(), seen.context
-        out = self._corrected(given)
         dense = seen.out if given.q_order is None else kernels.permute_rows(seen.out, given.q_order)
-        parts = [
-            _directions((x.float() - y.float()).transpose(1, 2), self.rank)
-            for x, y in zip(dense.split(HEADS, dim=2), out.split(HEADS, dim=2))
-        ]
-        levels, directions = (torch.cat(found, dim=1) for found in zip(*parts))
-        levels = levels.transpose(1, 2).contiguous()
+        levels, directions = self.lack(given, dense)
         if given.q_order is not None:  # in the model's order: the next plan may have another
             levels = kernels.restore_rows(levels, given.q_order)
         context.state.values[_key(context)] = (context.site.step, levels, directions)
+
+    def lack(self, given: CorrectionInput, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """What the output of a call lacks, U and V.
+
+        Args:
+            given: the call.
+            dense: ``[B, N, H, D]``, in the same order.
+
+        Returns:
+            int8 ``[B, N, H, rank]``, in this order, and float32 ``[B, H, rank, D]``.
+        """
+        parts = [
+            _directions((x.float() - y.float()).transpose(1, 2), self.rank)
+            for x, y in zip(dense.split(HEADS, dim=2), self._corrected(given).split(HEADS, dim=2))
+        ]
+        levels, directions = (torch.cat(found, dim=1) for found in zip(*parts))
+        return levels.transpose(1, 2).contiguous(), directions
 
     def apply(self, given: CorrectionInput) -> Tensor:
         """The output with the carried lack added.
@@ -74,9 +85,13 @@ class LowRankResidual:
             ValueError: if nothing was observed yet.
         """
         _, levels, directions = given.context.learnt(_key(given.context))
-        out = self._corrected(given)
         if given.q_order is not None:
             levels = kernels.permute_rows(levels, given.q_order)
+        return self.add(given, levels, directions)
+
+    def add(self, given: CorrectionInput, levels: Tensor, directions: Tensor) -> Tensor:
+        """The output ``[B, N, H, D]`` with a lack as :meth:`lack` returns it, in the order of the call."""
+        out = self._corrected(given)
         rows, directions = levels.to(out.dtype).transpose(1, 2), directions.to(out.dtype)
         for sample, u, v in zip(out.transpose(1, 2), rows, directions):
             sample.baddbmm_(u, v)

@@ -16,6 +16,7 @@ from torch import Tensor
 from dit_sparse.kernels.checks import check_block_size, check_pair, resolve_scale
 from dit_sparse.kernels.dispatch import use_triton
 from dit_sparse.kernels.pooling import CHUNK_BYTES, block_lengths, mean_key_logits, pool_blocks
+from dit_sparse.kernels.sampling import representative_rows
 from dit_sparse.kernels.variable_blocks import VariableBlocks, members, pool_variable
 from dit_sparse.layout import ceil_div
 
@@ -31,6 +32,7 @@ def skip_error(
     scale: float | None = None,
     *,
     compensated: bool = True,
+    rows: int | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """The error of skipping each block, from dense attention: the limit of every estimate.
@@ -45,6 +47,7 @@ def skip_error(
         block_size: (query, key) block in tokens.
         scale: factor on the logits; 1 / sqrt(D) when None.
         compensated: whether skipped blocks enter through their means.
+        rows: queries of every query block that stand for it, see :func:`representative_rows`; None for all.
         impl: "auto" (Triton on a GPU, for head sizes up to 128), "triton" or "reference". Triton rounds
             weights and means to the dtype of the inputs.
 
@@ -54,6 +57,12 @@ def skip_error(
     check_pair(q, k)
     check_block_size(block_size)
     scale = resolve_scale(scale, q.shape[-1])
+    if rows is not None:
+        run = max(1, block_size[0] // rows)
+        some = representative_rows(q.shape[1], block_size[0], rows, q.device)
+        if len(some) < q.shape[1]:
+            q, out, lse = q.index_select(1, some), out.index_select(1, some), lse.index_select(-1, some)
+            block_size = (block_size[0] // run, block_size[1])
     if use_triton(q, impl, products=True):
         from dit_sparse.kernels import triton_skip_error
 
@@ -64,9 +73,9 @@ def skip_error(
     lengths = block_lengths(k.shape[1], block_k, k.device)
     means_k, means_v = pool_blocks(k, block_k, impl="reference"), pool_blocks(v, block_k, impl="reference")
     error = torch.empty(q.shape[0], q.shape[2], ceil_div(q.shape[1], block_q), len(lengths), device=q.device)
-    for b, h, rows in _row_chunks(q, block_q, 4 * (k.shape[1] + 2 * len(lengths) * q.shape[-1])):
-        queries, o = q[b, rows, h].float() * scale, out[b, rows, h].float()
-        row_lse = lse[b, h, rows, None].float()
+    for b, h, span in _row_chunks(q, block_q, 4 * (k.shape[1] + 2 * len(lengths) * q.shape[-1])):
+        queries, o = q[b, span, h].float() * scale, out[b, span, h].float()
+        row_lse = lse[b, h, span, None].float()
         weights = torch.exp(queries @ k[b, :, h].float().T - row_lse)
         # [rows, nK, D]: the block's share of the output, about o.
         missing = _blockwise(weights, block_k).transpose(0, 1) @ _blocked_rows(v[b, :, h].float(), block_k)
@@ -75,7 +84,7 @@ def skip_error(
             pooled = torch.exp(queries @ means_k[b, h].T - row_lse) * lengths
             missing = missing - pooled[..., None] * (means_v[b, h] - o[:, None])
         squares = missing.square().sum(dim=-1)
-        blocks = slice(rows.start // block_q, ceil_div(rows.stop, block_q))
+        blocks = slice(span.start // block_q, ceil_div(span.stop, block_q))
         error[b, h, blocks] = pool_blocks(squares[None, :, None], block_q, impl="reference")[0, 0]
     return error
 

@@ -17,6 +17,8 @@ from dit_sparse.layout import ceil_div
 
 GOLDEN = 0.6180339887498949
 """Its multiples, modulo 1, are as evenly spread as can be, and repeat no pattern."""
+RANKING_ROWS = 32
+"""Queries of a block that are enough to rank its pairs."""
 
 
 def representative_rows(tokens: int, block: int, rows: int, device: torch.device) -> Tensor:

@@ -14,6 +14,8 @@ from dit_sparse.selectors.spend import Scope
 
 COMPENSATING = ("residual", "pooled")
 """Corrections by which a skipped block takes part through its means."""
+RELEARN = 0.5
+"""Fraction of the steps at which everything is learnt again."""
 
 
 @register_method
@@ -53,7 +55,7 @@ class Mosaic(ComposedConfig):
     citation: ClassVar[str] = "this project, docs/findings.md"
 
     correction: str = "residual"
-    relearn: float | None = 0.5
+    relearn: float | None = RELEARN
     scope: Scope = "layer"
     share_branches: bool = True
     residual_rank: int = 8

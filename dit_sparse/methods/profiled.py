@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from dit_sparse.corrections import correction_named
 from dit_sparse.engine import SparseMethod
 from dit_sparse.methods.base import MethodConfig, ModelInfo
+from dit_sparse.methods.mosaic import COMPENSATING
+from dit_sparse.methods.profiled_observed import LearningHeads
 from dit_sparse.methods.profiled_parts import ProfiledAxes, ProfiledPairs, ProfiledPrecision
 from dit_sparse.methods.profiled_rows import HeadRows
 from dit_sparse.methods.profiled_schedule import ProfiledSchedule
@@ -34,7 +36,8 @@ class Profiled(MethodConfig):
             are fewer, the steps before the first group do as that group does.
         dense_layers: layers left dense, whatever the profile says.
         min_tokens: shorter sequences stay dense.
-        correction: see :data:`dit_sparse.methods.base.SHARED_FIELDS`.
+        correction: see :data:`dit_sparse.methods.base.SHARED_FIELDS`; None takes the one that every profile
+            was made for.
         allow_resample: carry the profile over to other grids, numbers of steps and schedulers, instead of
             refusing them.
         scheduler: returns the pipeline's scheduler of the moment; None where there is none.
@@ -48,7 +51,7 @@ class Profiled(MethodConfig):
     dense_steps: DenseSteps | None = None
     dense_layers: DenseLayers | float = ()
     min_tokens: int = 0
-    correction: str = "none"
+    correction: str | None = None
     allow_resample: bool = False
     scheduler: Callable[[], Any] | None = field(default=None, repr=False)
 
@@ -65,12 +68,13 @@ class Profiled(MethodConfig):
                 f"the profile {profile.header.recipe!r} has blocks of {q_block} queries and {k_block} keys: "
                 "only equal ones can run, make one with such"
             )
-        rows = HeadRows(profile)
+        rows, correction = HeadRows(profile), self.correction_of(profile)
+        learning = LearningHeads(rows, compensated=correction in COMPENSATING)
         return SparseMethod(
             name=self.name,
-            selector=ProfiledPairs(rows),
-            ordering=ProfiledAxes(rows),
-            correction=correction_named(self.correction),
+            selector=ProfiledPairs(rows, learning),
+            ordering=ProfiledAxes(rows, learning),
+            correction=correction_named(correction),
             schedule=ProfiledSchedule(
                 schedule.groups[0][0] if self.dense_steps is None else self.dense_steps,
                 self.dense_layers,
@@ -81,8 +85,13 @@ class Profiled(MethodConfig):
                 allow_resample=self.allow_resample,
             ),
             block_size=q_block,
+            share_branches=rows.observes,
             precision=ProfiledPrecision(rows),
         )
+
+    def correction_of(self, profile: Profile) -> str:
+        """Name of the correction: the user's, else the one that a profile was made for."""
+        return profile.header.correction if self.correction is None else self.correction
 
     def check(self, facts: ModelFacts, *, bare: bool) -> None:
         """Refuse a profile of another model.
@@ -105,7 +114,7 @@ class Profiled(MethodConfig):
         )
 
     def summary(self, component: str) -> list[str]:
-        """Two lines: which profile, and what its heads do."""
+        """Two lines: which profile, and what its heads do and what is done about what they skip."""
         profile = self.profiles[component]
         header, grid = profile.header, profile.header.grid
         groups, layers, heads = profile.table.sizes
@@ -115,7 +124,8 @@ class Profiled(MethodConfig):
             f"profile   {profile.path or 'in memory'}: recipe {header.recipe} for {header.model.name}, "
             f"{grid.frames}x{grid.height}x{grid.width} tokens, {header.schedule.num_steps} steps of "
             f"{header.schedule.scheduler}, density {header.figures.density:.3f}",
-            f"heads     {heads} in {layers} layers and {groups} step groups: {counts}",
+            f"heads     {heads} in {layers} layers and {groups} step groups: {counts}; correction "
+            f"{self.correction_of(profile)}",
         ]
 
 
@@ -151,4 +161,7 @@ def make_profiled(
             f"profile= is for {', '.join(given) or 'nothing'}: this model needs profile={wanted}"
         )
     label = ", ".join(str(one.path or f"{one.header.recipe}, in memory") for one in given.values())
+    made_for = {one.header.correction for one in given.values()}
+    if len(made_for) == 1:  # reports then name it
+        fields = {"correction": made_for.pop(), **fields}
     return Profiled(label, given, **fields)

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from dit_sparse.layout import pack_bits, unpack_bits
-from dit_sparse.methods.profiled_rows import HeadRows, LayerRow
-from dit_sparse.orderings import AXIS_ORDERS, TokenOrder, axis_order, axis_orders
-from dit_sparse.patterns import DENSE, DYNAMIC, KINDS, MASK, RADIAL, SKIP, WINDOW
+from dit_sparse.methods.profiled_observed import PAIRS as LEARNT_PAIRS
+from dit_sparse.methods.profiled_observed import LearningHeads
+from dit_sparse.methods.profiled_rows import HeadRows, LayerRow, indices
+from dit_sparse.orderings import AXIS_ORDERS, CHOICE, Heads, TokenOrder, axis_order, axis_orders
+from dit_sparse.patterns import DENSE, DYNAMIC, KINDS, MASK, OBSERVED, RADIAL, SKIP, WINDOW
 from dit_sparse.selectors import RadialBand, SelectionInput, Window, estimate_mass, forced_pairs
 from dit_sparse.selectors.spend import spend
 
 if TYPE_CHECKING:
-    from dit_sparse.context import PlanContext
+    from dit_sparse.context import Observation, PlanContext
 
 AXES, PAIRS = "profile.axes", "profile.pairs"
 """Keys in the layer's state: (step group, what was prepared for it)."""
@@ -26,18 +28,33 @@ AXES, PAIRS = "profile.axes", "profile.pairs"
 
 @dataclass(frozen=True)
 class ProfiledAxes:
-    """Every head's tokens in the axis order that the profile gives it.
+    """Every head's tokens in the axis order that the profile gives it; observed heads' in the shape of block
+    that they learnt.
 
     Args:
         rows: what the profile says.
+        learning: what observed heads learn.
     """
 
     rows: HeadRows
+    learning: LearningHeads
+
+    def wants(self, context: PlanContext) -> bool:
+        """At the last dense step, and again, where heads learn."""
+        return self.learning.wants(context, CHOICE)
+
+    def observe(self, seen: Observation) -> None:
+        """Choose the shapes."""
+        self.learning.learn_shapes(seen)
 
     def order(self, q: Tensor, k: Tensor, context: PlanContext) -> TokenOrder:
-        """``[H, Nv]``; ``[Nv]`` where all heads of the layer agree, None where that is the model's order."""
+        """``[H, Nv]``; ``[B, H, Nv]`` where heads learn theirs, ``[Nv]`` where all heads of the layer agree,
+        None where that is the model's order."""
         chosen = _carried(self.rows, AXES, context, lambda: _choice(self.rows.row(context), q.device))
         layout = context.layout
+        if isinstance(chosen, tuple):
+            axes, learning = chosen
+            return self.learning.order(context, axes, learning, q.shape[0])
         if isinstance(chosen, Tensor):
             order = axis_orders(layout.grid, chosen)[0]
         elif chosen == 0 and layout.text_position != "first":
@@ -47,7 +64,9 @@ class ProfiledAxes:
         return TokenOrder(order, order)
 
     def __str__(self) -> str:
-        counts = Counter(AXIS_ORDERS[axes] for axes in self.rows.table.axes.flatten().tolist())
+        table = self.rows.table
+        heads = zip(table.kind.flatten().tolist(), table.axes.flatten().tolist())
+        counts = Counter("learnt" if kind == OBSERVED else AXIS_ORDERS[axes] for kind, axes in heads)
         return "axis orders of the profile: " + _listed(counts)
 
 
@@ -57,43 +76,64 @@ class ProfiledPairs:
 
     Dense heads keep all pairs, skipped ones the rows of text only; masks are stored, windows and radial bands
     are rules at a density. These stay for a whole step group: they are made at its first call and carried as
-    bits. Dynamic heads keep their heaviest pairs of the call, by mean keys, up to a budget of their own.
+    bits. Dynamic heads keep their heaviest pairs of the call, by mean keys, up to a budget of their own;
+    observed heads those that they learnt.
 
     Text rows and columns and the own diagonal are kept by all but skipped heads, and count.
 
     Args:
         rows: what the profile says.
+        learning: what observed heads learn.
     """
 
     rows: HeadRows
+    learning: LearningHeads
+
+    def wants(self, context: PlanContext) -> bool:
+        """At the last dense step, and again, where heads learn."""
+        return self.learning.wants(context, LEARNT_PAIRS)
+
+    def observe(self, seen: Observation) -> None:
+        """Draw the pairs of the observed heads."""
+        self.learning.learn_pairs(seen)
 
     def select(self, given: SelectionInput) -> Tensor:
-        """Bool ``[B, H, nQ, nK]``."""
-        bits, heads, budgets = _carried(self.rows, PAIRS, given.context, lambda: self._prepared(given))
-        fixed = None if bits is None else unpack_bits(bits, given.forced.shape[1]).expand(given.shape)
-        if fixed is not None and not budgets:
-            return fixed
-        if heads is not None:
-            given = replace(given, q=given.q.index_select(2, heads), k=given.k.index_select(2, heads))
-        cost = -estimate_mass(given, "mean_key")
+        """Bool ``[B, H, nQ, nK]``.
+
+        Raises:
+            ValueError: if an observed head has observed nothing yet.
+        """
+        bits, dynamic, budgets, observed = _carried(
+            self.rows, PAIRS, given.context, lambda: self._prepared(given)
+        )
+        mask = None if bits is None else unpack_bits(bits, given.forced.shape[1]).expand(given.shape)
+        if budgets:
+            mask = _put(mask, dynamic, self._dynamic(given, dynamic, budgets))
+        if observed is not None:
+            mask = _put(mask, observed, self.learning.pairs(given.context, given.forced))
+        assert mask is not None, "a layer has heads"
+        return mask
+
+    def _dynamic(self, given: SelectionInput, heads: Heads, budgets: tuple[tuple[float, int], ...]) -> Tensor:
+        """Pairs of the dynamic heads, which are sorted by density."""
+        cost = -estimate_mass(replace(given, q=given.q[:, :, heads], k=given.k[:, :, heads]), "mean_key")
         parts = cost.split([count for _, count in budgets], dim=1)
         chosen = [spend(part, given.forced, density, "head") for part, (density, _) in zip(parts, budgets)]
-        dynamic = torch.cat(chosen, dim=1)
-        return (
-            dynamic if heads is None else (dynamic if fixed is None else fixed).index_copy(1, heads, dynamic)
-        )
+        return torch.cat(chosen, dim=1)
 
-    def _prepared(self, given: SelectionInput) -> tuple[Tensor | None, Tensor | None, tuple[Any, ...]]:
-        """Bits ``[H, nQ, ceil(nK / 8)]`` of the fixed heads, None if there is none; indices of the dynamic
-        heads by density, None if they are all heads in their order; (density, number of heads) of those."""
-        row = self.rows.row(given.context)
-        dynamic = [head for head, kind in enumerate(row.kind) if kind == DYNAMIC]
-        dynamic.sort(key=lambda head: row.density[head])
+    def _prepared(
+        self, given: SelectionInput
+    ) -> tuple[Tensor | None, Heads | None, tuple[Any, ...], Heads | None]:
+        """Bits ``[H, nQ, ceil(nK / 8)]``, None where no head has pairs that stay; dynamic heads by density
+        or None; (density, number of heads) of those; observed heads or None."""
+        row, device = self.rows.row(given.context), given.q.device
+        count = len(row.kind)
+        dynamic = sorted(row.heads_of(DYNAMIC), key=lambda head: row.density[head])
         budgets = tuple(Counter(row.density[head] for head in dynamic).items())  # in the order of the heads
-        whole = dynamic == list(range(len(row.kind)))
-        heads = None if whole or not dynamic else torch.tensor(dynamic, device=given.q.device)
-        fixed = len(dynamic) < len(row.kind)
-        return pack_bits(_fixed_pairs(row, given)) if fixed else None, heads, budgets
+        observed = row.heads_of(OBSERVED)
+        bits = None if count in (len(dynamic), len(observed)) else pack_bits(fixed_pairs(row, given))
+        places = (indices(heads, count, device) if heads else None for heads in (dynamic, observed))
+        return bits, next(places), budgets, next(places)
 
     def __str__(self) -> str:
         counts = Counter(KINDS[kind] for kind in self.rows.table.kind.flatten().tolist())
@@ -129,13 +169,24 @@ def _carried(rows: HeadRows, key: str, context: PlanContext, make: Callable[[], 
     return held[1]
 
 
-def _choice(row: LayerRow, device: torch.device) -> Tensor | int:
-    """The axis order that all heads share, or int64 ``[H]``."""
-    return row.axes[0] if len(set(row.axes)) == 1 else torch.tensor(row.axes, device=device)
+def _choice(row: LayerRow, device: torch.device) -> Tensor | int | tuple[Tensor, Tensor]:
+    """The axis order that all heads share, or int64 ``[H]``; where heads learn theirs, bool ``[H]`` says
+    which."""
+    axes = torch.tensor(row.axes, device=device)
+    if OBSERVED in row.kind:
+        return axes, torch.tensor([kind == OBSERVED for kind in row.kind], device=device)
+    return row.axes[0] if len(set(row.axes)) == 1 else axes
 
 
-def _fixed_pairs(row: LayerRow, given: SelectionInput) -> Tensor:
-    """Bool ``[H, nQ, nK]``; dynamic heads have the forced pairs."""
+def _put(mask: Tensor | None, heads: Heads, pairs: Tensor) -> Tensor:
+    """A mask with the pairs of some heads put in."""
+    if isinstance(heads, slice):
+        return pairs
+    return (pairs if mask is None else mask).index_copy(1, heads, pairs)
+
+
+def fixed_pairs(row: LayerRow, given: SelectionInput) -> Tensor:
+    """Pairs that stay for a step group, bool ``[H, nQ, nK]``; all other heads have the forced ones."""
     layout, forced, device = given.context.layout, given.forced, given.q.device
     size, tokens = given.context.block_size, layout.num_tokens
     text = forced_pairs(tokens, layout.video_tokens, layout.text_tokens, size, device, diagonal=False)

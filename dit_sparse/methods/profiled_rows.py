@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from dit_sparse.layout import Site, TokenLayout
-from dit_sparse.patterns import DENSE, PatternTable, Profile, resample
+from dit_sparse.orderings import ALL, Heads
+from dit_sparse.patterns import DENSE, OBSERVED, PatternTable, Profile, resample
 from dit_sparse.patterns.checks import block_counts, layout_of
 from dit_sparse.patterns.resample import scaled_groups
 
@@ -35,6 +37,15 @@ class LayerRow:
     masks: Tensor | None
     mask_columns: int
 
+    def heads_of(self, kind: int) -> list[int]:
+        """Indices of the heads of a kind, ascending."""
+        return [head for head, own in enumerate(self.kind) if own == kind]
+
+
+def indices(heads: list[int], count: int, device: torch.device) -> Heads:
+    """Some heads out of ``count``; all of them in their order are a slice, which copies nothing."""
+    return ALL if heads == list(range(count)) else torch.tensor(heads, device=device)
+
 
 class HeadRows:
     """Finds what a profile says of a call. Shared by the parts of one method; nothing of a generation lies
@@ -51,6 +62,7 @@ class HeadRows:
             [dense and precision == "native" for dense, precision in zip(*layers, strict=True)]
             for layers in zip(all_dense, profile.table.precisions, strict=True)
         ]
+        self._observed = (profile.table.kind == OBSERVED).any(dim=-1).tolist()
         self._resampled: tuple[TokenLayout, Profile] | None = None
 
     @property
@@ -69,8 +81,18 @@ class HeadRows:
         before the first group, which are dense unless somebody wishes otherwise, have the first group's row,
         steps behind the last one that one's.
         """
+        return self.groups_until(site, None)[0]
+
+    def groups_until(self, site: Site, end: int | None) -> list[int]:
+        """Rows of the table for the steps from this one on, up to ``end`` if it lies ahead."""
         rows, edges = self._groups(site.num_steps)
-        return rows[max(0, sum(site.step >= first for first, _ in edges) - 1)]
+        now = max(0, sum(site.step >= first for first, _ in edges) - 1)
+        later = [
+            row
+            for row, (first, _) in list(zip(rows, edges))[now + 1 :]
+            if end is None or end <= site.step or first < end
+        ]
+        return [rows[now], *later]
 
     def _groups(self, num_steps: int | None) -> tuple[list[int], tuple[tuple[int, int], ...]]:
         """Rows of the table that take part, and their [first, last)."""
@@ -81,9 +103,19 @@ class HeadRows:
         """Whether all heads of the layer are dense, and without loss of precision."""
         return self._dense[self.group(site)][site.layer]
 
-    def row(self, context: PlanContext) -> LayerRow:
-        """The choices for a layer."""
-        group, layer = self.group(context.site), context.site.layer
+    @property
+    def observes(self) -> bool:
+        """Whether some head learns in the run."""
+        return any(any(layers) for layers in self._observed)
+
+    def has_observed(self, group: int, layer: int) -> bool:
+        """Whether some head of a layer learns in the run what it does in a step group."""
+        return self._observed[group][layer]
+
+    def row(self, context: PlanContext, group: int | None = None) -> LayerRow:
+        """The choices for a layer; in the step's own group if none is given."""
+        group = self.group(context.site) if group is None else group
+        layer = context.site.layer
         profile = self._for_grid(context.layout)
         table, grid = profile.table, profile.header.grid
         stored = int(table.mask_group[group, layer])

@@ -5,22 +5,25 @@ from dit_sparse.orderings.base import Clusters, Ordering, TokenOrder, with_text
 from dit_sparse.orderings.cubes import Cubes
 from dit_sparse.orderings.forced import forced_pairs
 from dit_sparse.orderings.grid import AXIS_ORDERS, AxisPermutation, Raster, Tiles, axis_order, axis_orders
-from dit_sparse.orderings.learnt import AXES, CarriedAxes, LearntAxes, axis_errors, spread_rows
+from dit_sparse.orderings.learnt import ALL, AXES, CarriedAxes, Heads, LearntAxes, axis_errors, spread_rows
 from dit_sparse.orderings.named import ORDERINGS, OrderingName, ordering_named
 from dit_sparse.orderings.partition import CyclingPartition
 from dit_sparse.orderings.semantic import SemanticClusters
-from dit_sparse.orderings.shapes import LearntShapes, block_tiles, shape_orders
+from dit_sparse.orderings.shapes import CHOICE, LearntShapes, block_tiles, shape_orders
 from dit_sparse.orderings.spatial_temporal import SpatialTemporal
 
 __all__ = [
+    "ALL",
     "AXES",
     "AXIS_ORDERS",
     "ORDERINGS",
     "AxisPermutation",
+    "CHOICE",
     "CarriedAxes",
     "Clusters",
     "Cubes",
     "CyclingPartition",
+    "Heads",
     "LearntAxes",
     "LearntShapes",
     "Ordering",

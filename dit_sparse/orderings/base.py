@@ -49,6 +49,17 @@ class TokenOrder:
     candidates: tuple[Tensor, ...] = ()
     choice: Tensor | None = None
 
+    @classmethod
+    def among(cls, candidates: tuple[Tensor, ...], choice: Tensor) -> TokenOrder:
+        """Every head in one of a few orders.
+
+        Args:
+            candidates: int64 ``[Nv]`` each.
+            choice: index of every head's, int64 ``[B, H]``.
+        """
+        order = torch.stack(candidates)[choice]
+        return cls(order, order, candidates=candidates, choice=choice)
+
 
 class Ordering(Protocol):
     """Chooses the token order of one attention call."""

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from dit_sparse import kernels
 from dit_sparse.context import Observation, PlanContext, check_fraction
+from dit_sparse.kernels.sampling import RANKING_ROWS
 from dit_sparse.layout import TokenLayout, ceil_div
 from dit_sparse.orderings.base import TokenOrder, with_text
-from dit_sparse.orderings.grid import all_axis_orders, axis_orders
+from dit_sparse.orderings.grid import all_axis_orders
 
+Heads = slice | Tensor
+"""Some heads of a call: a slice, or int64 indices."""
+ALL = slice(None)
 AXES = "axes"
 """Key in the layer's state: uint8 ``[B, H]``, index in :data:`AXIS_ORDERS` for every head."""
 
@@ -28,9 +32,7 @@ class CarriedAxes:
         chosen = context.state.values.get(AXES)
         if chosen is None:
             return TokenOrder()
-        choice = chosen.long()
-        order, candidates = axis_orders(context.layout.grid, choice)
-        return TokenOrder(order, order, candidates=candidates, choice=choice)
+        return TokenOrder.among(all_axis_orders(context.layout.grid, q.device), chosen.long())
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,24 @@ class LearntOrder:
 
     def observe(self, seen: Observation) -> None:
         """Choose."""
-        self.choose(seen)
+        values = seen.context.state.values
+        values[self.key] = self.best(seen)
+        values[f"{self.key}.step"] = seen.context.site.step
 
-    def choose(self, seen: Observation, *, compensated: bool = False) -> None:
-        """Carry every head's order of least error, see :func:`order_errors`."""
+    def best(self, seen: Observation, heads: Heads = ALL) -> Tensor:
+        """Order of least error of some heads, uint8 ``[B, heads]``, index in :meth:`orders`."""
+        return self._least(seen, heads, compensated=False)
+
+    def _least(self, seen: Observation, heads: Heads, *, compensated: bool) -> Tensor:
+        """See :func:`order_errors`."""
+        q, k, v, out = (x[:, :, heads] for x in (seen.q, seen.k, seen.v, seen.out))
         missed, energy = order_errors(
-            *(seen.q, seen.k, seen.v, seen.out, seen.lse, seen.context, self.density, self.query_blocks),
-            self.orders(seen.context, seen.q.device),
+            *(q, k, v, out, seen.lse[:, heads], seen.context, self.density, self.query_blocks),
+            self.orders(seen.context, q.device),
             compensated=compensated,
         )
         # Other orders compare other queries: errors count against what those had.
-        errors = missed / energy.clamp(min=1e-30)
-        values = seen.context.state.values
-        values[self.key] = errors.argmin(dim=0).to(torch.uint8)
-        values[f"{self.key}.step"] = seen.context.site.step
+        return (missed / energy.clamp(min=1e-30)).argmin(dim=0).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,9 @@ def order_errors(
         queries, dense = (x.index_select(1, compared) for x in (q, out))
         known = lse.index_select(-1, compared)
         if compensated:
-            value = kernels.skip_error(queries, keys, values, dense, known, block_size, scale)
+            value = kernels.skip_error(
+                queries, keys, values, dense, known, block_size, scale, rows=RANKING_ROWS
+            )
         else:
             value = kernels.block_mass(queries, keys, known, block_size, scale)
         mask = _largest(value, density, layout, block_size[1])

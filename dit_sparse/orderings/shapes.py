@@ -11,7 +11,7 @@ from torch import Tensor
 from dit_sparse.context import Observation, PlanContext
 from dit_sparse.orderings.base import TokenOrder
 from dit_sparse.orderings.grid import all_axis_orders, tile_order
-from dit_sparse.orderings.learnt import LearntOrder
+from dit_sparse.orderings.learnt import ALL, Heads, LearntOrder
 
 CHOICE = "shapes"
 """Key in the layer's state: uint8 ``[B, H]``, index in :func:`shape_orders` for every head."""
@@ -54,17 +54,15 @@ class LearntShapes(LearntOrder):
         chosen = context.state.values.get(CHOICE)
         if chosen is None:
             return TokenOrder()
-        candidates, choice = self.orders(context, q.device), chosen.long()
-        order = torch.stack(candidates)[choice]
-        return TokenOrder(order, order, candidates=candidates, choice=choice)
+        return TokenOrder.among(self.orders(context, q.device), chosen.long())
 
     def orders(self, context: PlanContext, device: torch.device) -> tuple[Tensor, ...]:
         """See :func:`shape_orders`."""
         return shape_orders(context, device, tiles=self.tiles)
 
-    def observe(self, seen: Observation) -> None:
-        """Choose."""
-        self.choose(seen, compensated=self.compensated)
+    def best(self, seen: Observation, heads: Heads = ALL) -> Tensor:
+        """See :meth:`LearntOrder.best`."""
+        return self._least(seen, heads, compensated=self.compensated)
 
 
 def shape_orders(context: PlanContext, device: torch.device, *, tiles: bool = True) -> tuple[Tensor, ...]:

@@ -15,7 +15,17 @@ from dit_sparse.patterns.header import (
 )
 from dit_sparse.patterns.profile import Profile
 from dit_sparse.patterns.resample import resample
-from dit_sparse.patterns.table import DENSE, DYNAMIC, KINDS, MASK, RADIAL, SKIP, WINDOW, PatternTable
+from dit_sparse.patterns.table import (
+    DENSE,
+    DYNAMIC,
+    KINDS,
+    MASK,
+    OBSERVED,
+    RADIAL,
+    SKIP,
+    WINDOW,
+    PatternTable,
+)
 
 __all__ = [
     "DENSE",
@@ -23,6 +33,7 @@ __all__ = [
     "FORMAT_VERSION",
     "KINDS",
     "MASK",
+    "OBSERVED",
     "RADIAL",
     "SKIP",
     "WINDOW",

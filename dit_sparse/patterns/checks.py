@@ -13,7 +13,7 @@ from dit_sparse.orderings import AXIS_ORDERS
 from dit_sparse.patterns.errors import ProfileError, quoted
 from dit_sparse.patterns.header import GridFacts, ProfileHeader
 from dit_sparse.patterns.named_tensors import FIELDS, mask_name
-from dit_sparse.patterns.table import KINDS, MASK, SKIP, WINDOW, PatternTable
+from dit_sparse.patterns.table import KINDS, MASK, OBSERVED, SKIP, WINDOW, PatternTable
 
 MAX_TOKENS = 1 << 24
 """Over a hundred times the longest sequences of today. What a file claims is allocated when it is used."""
@@ -77,6 +77,8 @@ def check_table(table: PatternTable, header: ProfileHeader) -> None:
     for name, names in (("kind", KINDS), ("axes", AXIS_ORDERS), ("precision", PRECISIONS)):
         values = getattr(table, name)
         _refuse(name, values, values >= len(names), f"an index into {', '.join(names)}")
+    learnt = table.kind == OBSERVED
+    _refuse("axes", table.axes, learnt & (table.axes != 0), "0 for an observed head, which learns its order")
     density = table.density
     # What a skipped head computes is rows of text, and not every model has text.
     positive = (density > 0) | ((table.kind == SKIP) & (density == 0))

@@ -6,7 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+CorrectionName = Literal["none", "pooled", "residual", "reshape", "reshape_residual"]
+"""Those of :data:`dit_sparse.corrections.CORRECTIONS`, which lies beside this room."""
 
 
 class _Part(BaseModel):
@@ -75,6 +78,7 @@ class ProfileHeader(_Part):
     format_version: int = FORMAT_VERSION
     dit_sparse_version: str
     recipe: str  # e.g. "balanced", "paro"
+    correction: CorrectionName = "none"  # that the choices were made for; used where the user names none
     model: ModelFacts
     grid: GridFacts
     schedule: ScheduleFacts

@@ -9,11 +9,30 @@ from torch import Tensor
 
 from dit_sparse.patterns.errors import ProfileError, quoted
 from dit_sparse.patterns.header import FORMAT_VERSION
+from dit_sparse.patterns.table import OBSERVED
 
 Migration = Callable[[dict[str, Any], dict[str, Tensor]], tuple[dict[str, Any], dict[str, Tensor]]]
 """From the header and the tensors (by their names in the file) of one version to those of the next."""
 
-MIGRATIONS: dict[int, Migration] = {}
+
+def _to_version_2(
+    header: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Version 2 knows observed heads, and names the correction that the choices were made for."""
+    if (kind := tensors["kind"]).numel() and int(kind.max()) >= OBSERVED:
+        raise ProfileError(
+            f"it is of version 1 and holds a head of kind {int(kind.max())}, must be below {OBSERVED}: it is "
+            "damaged, make it again"
+        )
+    if "correction" in header:
+        raise ProfileError(
+            f"it is of version 1 and has a correction, {quoted(header['correction'])}, which is a field of "
+            "version 2: it is damaged, make it again"
+        )
+    return {**header, "correction": "none"}, tensors
+
+
+MIGRATIONS: dict[int, Migration] = {1: _to_version_2}
 """Version -> how to get from it to the next one. The header and the tensors that a migration is given have
 been compared with their checksums, but nothing else is known of them; what it returns is checked in full."""
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from dit_sparse.kernels import PRECISIONS
 
-KINDS = ("dense", "skip", "mask", "window", "radial", "dynamic")
+KINDS = ("dense", "skip", "mask", "window", "radial", "dynamic", "observed")
 """How a head attends. dense: all pairs. skip: only the rows of text, all others are zero. mask: a stored
 block mask. window: nearest pairs on the grid, ``shape`` gives the proportions. radial: an energy-decay rule.
-dynamic: the heaviest pairs of every call, by mean keys."""
-DENSE, SKIP, MASK, WINDOW, RADIAL, DYNAMIC = range(len(KINDS))
+dynamic: the heaviest pairs of every call, by mean keys. observed: the pairs whose means served worst when
+this run's dense attention was last observed, in the shape of block that served best then (mosaic)."""
+DENSE, SKIP, MASK, WINDOW, RADIAL, DYNAMIC, OBSERVED = range(len(KINDS))
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class PatternTable:
     Args:
         kind: uint8 ``[G, L, H]``, index into :data:`KINDS`.
         axes: uint8 ``[G, L, H]``, index into :data:`~dit_sparse.orderings.AXIS_ORDERS`: the order in which
-            the head's tokens sit.
-        density: float32 ``[G, L, H]`` in (0, 1], fraction of block pairs computed, forced ones included.
+            the head's tokens sit; 0 for observed heads, which learn theirs in the run.
+        density: float32 ``[G, L, H]`` in (0, 1], fraction of block pairs computed, forced ones included; the
+            observed heads of a layer share the sum of theirs.
         constant: float32 ``[G, L, H]`` >= 0, tokens of the span that do not grow with the sequence.
         shape: float32 ``[G, L, H, 3]``; for windows the widths along T, H and W as shares of the axis in
             (0, 1], else 0.

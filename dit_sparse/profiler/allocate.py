@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dit_sparse.patterns import DENSE
+from dit_sparse.patterns import DENSE, OBSERVED
 from dit_sparse.profiler.assignment import Assignment, assign
 from dit_sparse.profiler.budget import Budget
 from dit_sparse.profiler.candidates import Candidates
@@ -21,10 +21,15 @@ Solver = Literal["sweep", "exact"]
 HALVINGS = 60
 
 
-def overhead(problem: Problem, cost: Cost) -> float:
-    """Most that a step pays for reordering, whatever is chosen."""
-    somewhere = problem.reordered(np.full(problem.sizes, DENSE + 1), problem.recording.axes.numpy())
-    return float(problem.share @ somewhere.sum(axis=-1)) * cost.reorder()
+def left_for_heads(problem: Problem, offered: Candidates, cost: Cost, limit: float) -> float:
+    """What the heads may cost in a sparse step whatever they choose: without the most that reordering takes
+    and, where they may be observed, the steps at which they learn again."""
+    learning = OBSERVED in offered.kind
+    kind = np.full(problem.sizes, OBSERVED if learning else DENSE + 1)
+    somewhere = problem.reordered(kind, problem.recording.axes.numpy())
+    if learning and (observed := cost.observed()) is not None:
+        limit = (limit - problem.relearning * observed) / max(1 - problem.relearning, 1e-9)
+    return limit - float(problem.share @ somewhere.sum(axis=-1)) * cost.reorder()
 
 
 def head_weights(problem: Problem, sensitive: bool) -> tuple[Floats, Floats]:
@@ -74,7 +79,7 @@ def allocate(
     by_error = budget.name == "output_error"
     counted, kept_small = (lost, spent) if by_error else (spent, lost)
     if not by_error:
-        limit -= overhead(problem, cost)
+        limit = left_for_heads(problem, offered, cost, limit)
     counted, kept_small = (_tied(x, groups) for x in (counted, kept_small))
     try:
         if solver == "exact":
@@ -82,7 +87,7 @@ def allocate(
         else:
             found = sweep(counted, kept_small, limit, lambda item, a, b: offered.joined(a, b))
     except ValueError as error:
-        raise ValueError(_too_little(problem, budget, counted, cost)) from error
+        raise ValueError(_too_little(problem, offered, budget, counted, cost)) from error
     choice = found.choice[groups]
     heads = np.arange(len(choice))
     kind, pairs, lost_by = (
@@ -153,7 +158,7 @@ def _tied(values: Floats, groups: NDArray[np.intp]) -> Floats:
     return summed
 
 
-def _too_little(problem: Problem, budget: Budget, counted: Floats, cost: Cost) -> str:
+def _too_little(problem: Problem, offered: Candidates, budget: Budget, counted: Floats, cost: Cost) -> str:
     least = float(np.nanmin(counted, axis=1).sum())
     if budget.name == "output_error":
         return (
@@ -165,7 +170,8 @@ def _too_little(problem: Problem, budget: Budget, counted: Floats, cost: Cost) -
             f"a density of {budget.value} cannot be met: the least of what was recorded and may be chosen is "
             f"{least:.4g}; record templates of lower density, or allow more kinds"
         )
-    least += overhead(problem, cost)
+    at_none, at_one = (left_for_heads(problem, offered, cost, limit) for limit in (0.0, 1.0))
+    least = (least - at_none) / (at_one - at_none)
     at_least = cost.dense() / least
     if budget.name == "speedup":
         return f"a speedup of {budget.value} cannot be met: the most by the cost table is {at_least:.4g}"

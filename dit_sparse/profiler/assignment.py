@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_sparse.kernels import PRECISIONS
-from dit_sparse.patterns import DENSE, SKIP, Figures
+from dit_sparse.patterns import DENSE, OBSERVED, SKIP, Figures
 from dit_sparse.profiler.cost import Cost
 from dit_sparse.profiler.problem import Problem
 
@@ -57,11 +57,11 @@ def assign(
     """An assignment in the recorded orders, in the precision of the input, every group with its own masks."""
     groups, layers, _ = problem.sizes
     recorded = problem.recording.axes.numpy().astype(np.int64) if axes is None else axes
-    at_once = (kind == DENSE) | (kind == SKIP)
+    no_order = np.isin(kind, (DENSE, SKIP, OBSERVED))
     return Assignment(
         kind=kind.astype(np.int64),
         rule=np.zeros_like(kind, dtype=np.int64) if rule is None else rule.astype(np.int64),
-        axes=np.where(at_once, 0, recorded),
+        axes=np.where(no_order, 0, recorded),
         pairs=pairs.astype(np.int64),
         shape=np.zeros((*problem.sizes, 3)) if shape is None else shape,
         constant=np.zeros(problem.sizes),
@@ -99,7 +99,15 @@ def step_cost(problem: Problem, given: Assignment, cost: Cost) -> float:
     # A layer that is dense throughout takes the dense kernel.
     whole = (given.kind == DENSE).all(axis=-1) & (given.precision == 0)
     by_layer = np.where(whole, cost.dense() / problem.sizes[1], by_layer)
-    return float(problem.share @ by_layer.sum(axis=-1))
+    mean = float(problem.share @ by_layer.sum(axis=-1))
+    if learns(given) and (observed := cost.observed()) is not None:
+        mean += problem.relearning * (observed - mean)
+    return mean
+
+
+def learns(given: Assignment) -> bool:
+    """Whether some head is observed: the profile then carries a residual, and some steps are dense for it."""
+    return bool((given.kind == OBSERVED).any())
 
 
 def figures(problem: Problem, given: Assignment) -> Figures:

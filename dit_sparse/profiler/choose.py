@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import dit_sparse
-from dit_sparse.patterns import Figures, PatternTable, ProfileHeader
+from dit_sparse.patterns import OBSERVED, Figures, PatternTable, ProfileHeader
 from dit_sparse.profiler.allocate import Solver
 from dit_sparse.profiler.assignment import figures
 from dit_sparse.profiler.budget import Budget, as_budget
@@ -43,8 +43,8 @@ def choose(
     Args:
         recording: what is known of the heads.
         budget: the limit; a number is a density; None takes the recipe's own.
-        kinds: of :data:`~dit_sparse.patterns.KINDS`, those that may be chosen; None for all. The recipes of
-            papers have their own.
+        kinds: of :data:`~dit_sparse.patterns.KINDS`, those that may be chosen; None for the recipe's own. The
+            recipes of papers take no others.
         recipe: see :func:`~dit_sparse.profiler.recipes.recipes`.
         cost: measured times, for budgets of time and predicted speed-ups. Without, the density is the cost.
         low_bit: let layers also take the precisions in the cost table, at a time or error budget.
@@ -115,6 +115,7 @@ def make_profile(
     header = ProfileHeader(
         dit_sparse_version=dit_sparse.__version__,
         recipe=recipe,
+        correction="residual" if bool((table.kind == OBSERVED).any()) else "none",
         model=recording.model,
         grid=recording.grid,
         schedule=recording.schedule,

@@ -36,6 +36,10 @@ class Cost(Protocol):
         """Of a step that is dense throughout."""
         ...
 
+    def observed(self) -> float | None:
+        """Of a step at which heads learn again, which is dense; None where only sparse steps are counted."""
+        ...
+
 
 @dataclass(frozen=True)
 class DensityCost:
@@ -56,6 +60,9 @@ class DensityCost:
         """1."""
         return 1.0
 
+    def observed(self) -> None:
+        """A density is one of the sparse steps."""
+
 
 def density_cost(model: ModelFacts) -> DensityCost:
     """Cost is the density alone, whatever the device."""
@@ -68,8 +75,8 @@ class TimeCost:
 
     The heads of a layer run in one launch, whose time is affine in the pairs computed (to the table's
     precision), so a head's part is the time of a layer of its density by the number of heads. What is kept
-    for a step group (masks, and windows and bands once they are made) is unpacked at every call; dynamic
-    heads are scored instead. The block map is made of all heads.
+    for a step group (masks, and windows and bands once they are made), and what observed heads learnt, is
+    unpacked at every call; dynamic heads are scored instead. The block map is made of all heads.
     """
 
     table: CostTable
@@ -90,6 +97,11 @@ class TimeCost:
     def dense(self) -> float:
         """ms by the fastest dense kernel."""
         return self.layers * self.table.dense_ms(self.tokens, self.num_heads)
+
+    def observed(self) -> float:
+        """ms of the dense attention alone: trying shapes and ranking pairs, in it and in the last step of the
+        guard, is not in the table."""
+        return self.dense()
 
 
 def time_cost(table: CostTable, model: ModelFacts, grid: GridFacts) -> TimeCost:

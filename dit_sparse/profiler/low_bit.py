@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_sparse.kernels import PRECISIONS
-from dit_sparse.profiler.allocate import head_weights, overhead
+from dit_sparse.profiler.allocate import head_weights, left_for_heads
 from dit_sparse.profiler.assignment import Assignment, assign
 from dit_sparse.profiler.budget import Budget
 from dit_sparse.profiler.candidates import Candidates
@@ -59,7 +59,7 @@ def allocate_low_bit(
     if budget.name == "output_error":
         found = sweep(missed, spent, limit)
     else:
-        found = sweep(spent, missed, limit - overhead(problem, cost))
+        found = sweep(spent, missed, left_for_heads(problem, offered, cost, limit))
     choice = np.empty(len(lost), dtype=np.intp)
     precision = np.empty(groups * layers, dtype=np.int64)
     for place, options in enumerate(points):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dit_sparse.layout import TokenLayout, ceil_div
-from dit_sparse.patterns import DENSE, KINDS
+from dit_sparse.methods.mosaic import RELEARN
+from dit_sparse.patterns import DENSE, KINDS, OBSERVED
 from dit_sparse.profiler.budget import Budget
 from dit_sparse.profiler.cost import Cost, density_cost, time_cost
 from dit_sparse.profiler.cost_table import CostTable
@@ -121,6 +123,15 @@ class Problem:
         return lengths / lengths.sum()
 
     @cached_property
+    def relearning(self) -> float:
+        """Part of the sparse steps that is dense where heads are observed, which learn again halfway, and at
+        the first step where there is no guard."""
+        schedule = self.recording.schedule
+        first, again = schedule.groups[0][0], math.ceil(RELEARN * schedule.num_steps - 1e-9)
+        steps = {step for step in (0, again) if first <= step < schedule.num_steps}
+        return len(steps) / (schedule.num_steps - first)
+
+    @cached_property
     def sensitivity(self) -> Floats:
         """``[G, L]``, greater than zero."""
         found = self.recording.sensitivity.double().numpy()
@@ -174,7 +185,7 @@ class Problem:
         Args:
             kind, axes: ``[G, L, H]``.
         """
-        moved = (axes != 0) | (self.layout.text_position == "first")
+        moved = (axes != 0) | (kind == OBSERVED) | (self.layout.text_position == "first")
         return moved.any(axis=-1) & (kind != DENSE).any(axis=-1)
 
     def mean_mass(self, layer: int, groups: list[int], axes: NDArray) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dit_sparse.patterns import KINDS
+import numpy as np
+
+from dit_sparse.patterns import KINDS, OBSERVED
 from dit_sparse.profiler.allocate import allocate
 from dit_sparse.profiler.assignment import Assignment
 from dit_sparse.profiler.budget import Budget
@@ -33,15 +35,23 @@ def fast(ask: Ask) -> Assignment:
 def whatever_serves_best(ask: Ask) -> Assignment:
     """Choose for all heads of all layers and step groups together.
 
-    The error of a layer counts by its sensitivity, unless asked otherwise. Masks can have any density, the
-    other kinds those that were recorded. Step groups share masks that are nearly the same.
+    The error of a layer counts by its sensitivity, unless asked otherwise. Masks and observed heads can have
+    any density, the other kinds those that were recorded. Step groups share masks that are nearly the same.
+
+    Where heads can be observed, what is lacking will be carried from one observed step to the next, which
+    holds as long as a head does the same: heads choose once for all step groups (with lower precisions by
+    step group still), and none is dynamic unless asked for.
     """
-    kinds = tuple(KINDS if ask.kinds is None else ask.kinds)
-    offered = candidates(ask.problem, kinds)
+    learning = bool(ask.problem.templates("observed"))
+    own = [kind for kind in KINDS if not learning or kind != "dynamic"]
+    kinds = tuple(own if ask.kinds is None else ask.kinds)
+    offered = candidates(ask.problem, kinds, continuous=("mask", "observed"))
     if ask.low_bit:
         given = allocate_low_bit(ask.problem, offered, ask.limit, sensitive=ask.sensitive)
     else:
-        given = allocate(ask.problem, offered, ask.limit, sensitive=ask.sensitive, solver=ask.solver)
+        groups, layers, heads = ask.problem.sizes
+        tie = np.tile(np.arange(layers * heads), groups) if OBSERVED in offered.kind else None
+        given = allocate(ask.problem, offered, ask.limit, sensitive=ask.sensitive, tie=tie, solver=ask.solver)
     if ask.share is None or "mask" not in kinds:
         return given
     return share_masks(ask.problem, given, offered, ask.limit, ask.share)

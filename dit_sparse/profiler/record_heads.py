@@ -11,33 +11,14 @@ from torch import Tensor
 from dit_sparse import kernels
 from dit_sparse.context import Observation
 from dit_sparse.kernels.pooling import block_lengths
-from dit_sparse.orderings import TokenOrder, axis_orders, with_text
+from dit_sparse.orderings import TokenOrder, axis_orders
 from dit_sparse.profiler.recording import Template
-from dit_sparse.selectors import RadialBand, SelectionInput, Window, forced_pairs
+from dit_sparse.selectors import ObservedHeads, RadialBand, SelectionInput, Window
 from dit_sparse.selectors.scores import estimate_mass
 from dit_sparse.selectors.spend import spend
 
-
-@dataclass(frozen=True)
-class OrderedHeads:
-    """Heads of one call in their orders, text behind the video.
-
-    Args:
-        given: the selection problem; its order has the six candidates and the heads' choices ``[1, heads]``.
-        out: dense output ``[B, N, heads, D]``.
-        lse: float32 ``[B, heads, N]``.
-        text_rows: bool ``[nQ]``, blocks of queries that hold text.
-    """
-
-    given: SelectionInput
-    out: Tensor
-    lse: Tensor
-    text_rows: Tensor
-
-    def mass(self) -> Tensor:
-        """Exact block mass, float32 ``[B, heads, nQ, nK]``."""
-        given = self.given
-        return kernels.block_mass(given.q, given.k, self.lse, given.context.block_size, given.context.scale)
+Figures = tuple[Tensor, Tensor, Tensor]
+"""Error, density and recall of one template, float32 ``[B, heads]`` each, as :class:`Trial` has them."""
 
 
 @dataclass(frozen=True)
@@ -54,30 +35,18 @@ class Trial:
     recall: Tensor
 
 
-def ordered_heads(seen: Observation, heads: slice, axes: Tensor) -> OrderedHeads:
-    """Bring heads of an observed call into their orders.
+def ordered_heads(seen: Observation, heads: slice, axes: Tensor) -> ObservedHeads:
+    """Bring heads of an observed call into their axis orders.
 
     Args:
         seen: the call.
         heads: which.
         axes: integers ``[heads]``, index in :data:`~dit_sparse.orderings.AXIS_ORDERS`.
     """
-    context = seen.context
-    layout, device = context.layout, seen.q.device
-    choice = axes.to(device).long()
-    video, candidates = axis_orders(layout.grid, choice)
-    order = with_text(video, layout)
-    q, k, v, out = (kernels.permute_rows(x[:, :, heads], order) for x in (seen.q, seen.k, seen.v, seen.out))
-    lse = seen.lse[:, heads]
-    own, text = (
-        forced_pairs(
-            layout.num_tokens, layout.video_tokens, layout.text_tokens, context.block_size, device, diagonal=x
-        )
-        for x in (True, False)
-    )
-    orders = TokenOrder(video, video, candidates=candidates, choice=choice[None])
-    given = SelectionInput(q, k, v, orders, own, 0, context)
-    return OrderedHeads(given, out, lse.gather(-1, order.expand(lse.shape)), text.all(dim=-1))
+    choice = axes.to(seen.q.device).long()
+    order, candidates = axis_orders(seen.context.layout.grid, choice)
+    orders = TokenOrder(order, order, candidates=candidates, choice=choice[None])
+    return ObservedHeads.sorted(seen, orders, heads)
 
 
 def fit_blocks(mass: Tensor, queries: int, keys: int) -> Tensor:
@@ -102,7 +71,7 @@ def fit_blocks(mass: Tensor, queries: int, keys: int) -> Tensor:
 
 
 def try_templates(
-    heads: OrderedHeads, templates: tuple[Template, ...], mass: Tensor, earlier: Tensor
+    heads: ObservedHeads, templates: tuple[Template, ...], mass: Tensor, earlier: Tensor
 ) -> Trial:
     """Try templates against dense attention.
 
@@ -113,11 +82,10 @@ def try_templates(
         earlier: of other calls, ``[heads, nQ, nK]``: masks are drawn from it. Any scale.
     """
     given = heads.given
-    batch, tokens = given.q.shape[0], given.q.shape[1]
-    share = block_lengths(tokens, given.context.block_size[0], given.q.device) / tokens
-    whole = given.q.new_ones(batch, given.q.shape[2], dtype=torch.float32)
+    tokens, share = given.q.shape[1], _row_shares(given)
+    whole = given.q.new_ones(given.q.shape[0], given.q.shape[2], dtype=torch.float32)
     estimate: Tensor | None = None
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    found: list[Figures] = []
     for template in templates:
         if template.kind == "dense":
             found.append((torch.zeros_like(whole), whole, whole))
@@ -131,13 +99,29 @@ def try_templates(
             continue
         if template.kind == "dynamic" and estimate is None:
             estimate = estimate_mass(given, "mean_key")
-        mask = _mask(given, template, earlier, estimate).expand(batch, -1, -1, -1)
+        mask = _mask(given, template, earlier, estimate).expand(mass.shape)
         error = kernels.mask_error(
             *(given.q, given.k, given.v, heads.out, mask, given.context.block_size, given.context.scale)
         )
-        recall = ((mass * mask).sum(dim=-1) * share).sum(dim=-1)
-        found.append((error, mask.float().mean(dim=(-1, -2)), recall))
+        found.append((error, *kept_by(given, mask, mass)))
+    return trial_of(found)
+
+
+def kept_by(given: SelectionInput, mask: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Density and recall, float32 ``[B, heads]``, of a mask ``[B, heads, nQ, nK]`` on a mass like it."""
+    recall = ((mass * mask).sum(dim=-1) * _row_shares(given)).sum(dim=-1)
+    return mask.float().mean(dim=(-1, -2)), recall
+
+
+def trial_of(found: list[Figures]) -> Trial:
+    """Templates side by side."""
     return Trial(*(torch.stack(figures, dim=-1) for figures in zip(*found, strict=True)))
+
+
+def _row_shares(given: SelectionInput) -> Tensor:
+    """``[nQ]``: part of the queries that every block holds."""
+    tokens = given.q.shape[1]
+    return block_lengths(tokens, given.context.block_size[0], given.q.device) / tokens
 
 
 def energy(out: Tensor) -> Tensor:

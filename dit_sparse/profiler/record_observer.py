@@ -10,7 +10,8 @@ from torch import Tensor
 from dit_sparse.context import Observation, PlanContext
 from dit_sparse.layout import Site, ceil_div, pack_bits, unpack_bits
 from dit_sparse.profiler.record_first import learn_first
-from dit_sparse.profiler.record_heads import energy, fit_blocks, ordered_heads, try_templates
+from dit_sparse.profiler.record_heads import Trial, energy, fit_blocks, ordered_heads, try_templates
+from dit_sparse.profiler.record_observed import HeadTrials
 from dit_sparse.profiler.record_settings import RecordSettings
 from dit_sparse.profiler.record_sums import Key, Sums
 from dit_sparse.selectors import SelectionInput
@@ -18,6 +19,8 @@ from dit_sparse.selectors.base import keep_smallest
 
 HEAVIEST = "record.heaviest"
 """Key in the layer's state: the step group, and bits ``[B, H, nQ, ceil(nK / 8)]`` of its first step."""
+LEARNT = "record.learnt"
+"""The step group, and what heads learnt at its first step, by chunk: see :mod:`~.record_observed`."""
 PAIR_BYTES = 64
 """Working memory of a pair of blocks: sorted as int64, ranked, masked."""
 VALUE_BYTES = 20
@@ -47,7 +50,10 @@ class Recorder:
         self.settings, self.component, self.several, self._sums = settings, component, several, sums
         self._on_layer = on_layer
         steps = settings.observed_steps
-        self._masks = any(template.kind == "mask" for template in settings.templates)
+        kinds = [template.kind for template in settings.templates]
+        self._masks = "mask" in kinds
+        self._learning = [i for i, kind in enumerate(kinds) if kind == "observed"]
+        self._others = [i for i, kind in enumerate(kinds) if kind != "observed"]
         self._group_of = {step: group for group, observed in enumerate(steps) for step in observed}
         self._mass: dict[Key, Tensor] = {}  # of this prompt
         self._first_step: dict[Key, Tensor] = {}
@@ -84,7 +90,9 @@ class Recorder:
         if self.sums.prompts == 0 and key not in self._learnt:
             self._learnt.add(key)
             learn_first(seen, list(self._chunks(seen)), total, self.settings, self.sums.tensors, key)
-        self._add(seen, key, total.sum(dim=1).clamp(min=1e-30))
+        layer = total.sum(dim=1).clamp(min=1e-30)
+        self._add(seen, key, layer)
+        self._learn_or_try(seen, key, layer)
         if (site.step, site.layer) not in self.seen:
             self.seen.add((site.step, site.layer))
             self._on_layer(site)
@@ -141,16 +149,11 @@ class Recorder:
             lse = torch.stack([part.lse.mean(dim=-1), part.lse.std(dim=-1, correction=0)], dim=-1)
             tensors["lse"][key][heads] += lse.double().sum(dim=0).cpu()
             bits.append(pack_bits(self._heaviest(mass)))
-            if earlier is None:
+            if earlier is None or not self._others:
                 continue
             source = fit_blocks(earlier[heads].to(mass.device), *mass.shape[-2:])
-            trial = try_templates(part, self.settings.templates, mass, source)
-            for name, figures in (
-                ("error", trial.error / layer[:, None, None]),
-                ("density", trial.density),
-                ("recall", trial.recall),
-            ):
-                tensors[name][key][heads] += figures.double().sum(dim=0).cpu()
+            templates = tuple(self.settings.templates[i] for i in self._others)
+            self._sum_up(key, heads, self._others, try_templates(part, templates, mass, source), layer)
         tensors["samples"][key] += batch
         if earlier is not None:
             tensors["trials"][key] += batch
@@ -161,6 +164,30 @@ class Recorder:
         else:
             tensors["overlap"][key][:, 1] += _overlap(found, held[1]).sum(dim=0).cpu()
             tensors["overlaps"][key][1] += batch
+
+    def _learn_or_try(self, seen: Observation, key: Key, layer: Tensor) -> None:
+        """At the first observed step of a group observed heads learn, at the later ones they are tried."""
+        densities = [self.settings.templates[i].density for i in self._learning]
+        if not densities:
+            return
+        trials = HeadTrials(densities, self.settings.density, self.settings.residual_rank)
+        values, chunks = seen.context.state.values, list(self._chunks(seen))
+        held = values.get(LEARNT)
+        if held is None or held[0] != key[0]:
+            values[LEARNT] = (key[0], tuple(trials.learn(seen, heads) for heads in chunks))
+            return
+        for heads, learnt in zip(chunks, held[1], strict=True):
+            self._sum_up(key, heads, self._learning, trials.apply(seen, heads, learnt), layer)
+        self.sums.tensors["later"][key] += len(layer)
+
+    def _sum_up(self, key: Key, heads: slice, templates: list[int], trial: Trial, layer: Tensor) -> None:
+        """Add what some templates made of some heads; ``layer`` ``[B]`` is what errors count against."""
+        for name, figures in (
+            ("error", trial.error / layer[:, None, None]),
+            ("density", trial.density),
+            ("recall", trial.recall),
+        ):
+            self.sums.tensors[name][key][heads, templates] += figures.double().sum(dim=0).cpu()
 
     def _earlier(self, key: Key, step: int) -> Tensor | None:
         """Mass of other calls ``[H, nQ, nK]``, for masks to be tried on this one; None where there is none.

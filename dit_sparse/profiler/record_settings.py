@@ -19,17 +19,22 @@ StepGroup = tuple[int, int]
 
 
 def default_templates(
-    densities: Sequence[float] = DENSITIES, windows: Sequence[tuple[float, float, float]] = WINDOWS
+    densities: Sequence[float] = DENSITIES,
+    windows: Sequence[tuple[float, float, float]] = WINDOWS,
+    observed: bool = True,
 ) -> tuple[Template, ...]:
-    """Dense, skip, and masks, radial rules, dynamic selection and windows at the same densities.
+    """Dense, skip, and masks, radial rules, dynamic selection, windows and observed heads at the same
+    densities.
 
     Args:
         densities: each in (0, 1].
         windows: proportions along T, H and W as shares of the axes, each in (0, 1].
+        observed: try observed heads, for which every step group needs two observed steps.
     """
     tried = [Template("dense", 1.0), Template("skip", 0.0)]
     tried += [Template(kind, density) for kind in RULES for density in densities]
     tried += [Template("window", density, shape) for shape in windows for density in densities]
+    tried += [Template("observed", density) for density in densities if observed]
     return tuple(tried)
 
 
@@ -65,7 +70,7 @@ class RecordSettings:
         groups: [first, last) of every step group, ascending, without gaps, up to the last step.
         observed: steps of a group that are observed, evenly spread from its first to its last, >= 1; shorter
             groups have all of theirs observed.
-        templates: what is tried on every head.
+        templates: what is tried on every head; observed heads need two observed steps in every group.
         block_size: tokens per block, or "auto" by sequence length.
         density: fraction of blocks at which axis orders, and the heaviest blocks of steps and of prompts, are
             compared, and in whose error's direction a layer is perturbed; in (0, 1).
@@ -73,6 +78,8 @@ class RecordSettings:
         score_blocks: blocks of queries from which the two scores of PARO are taken.
         sensitivity: perturb every layer and run the transformer again, once per group and layer, with the
             first prompt. Without, all layers count alike.
+        residual_rank: directions per head of the residual with which observed heads are tried, >= 0; 0 tries
+            them without, which takes a fifteenth of the memory between their two steps.
         head_chunk: heads worked on at once; None takes as many as ``memory_bytes`` allow.
         memory_bytes: about how much memory the work on one attention call may take, beside the kernels' own
             scratch; one head is worked on where even that takes more.
@@ -86,6 +93,7 @@ class RecordSettings:
     query_blocks: int = 64
     score_blocks: int = 16
     sensitivity: bool = True
+    residual_rank: int = 8
     head_chunk: int | None = None
     memory_bytes: int = 2 * GIBIBYTE
 
@@ -103,12 +111,21 @@ class RecordSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.residual_rank < 0:
+            raise ValueError(f"residual_rank must be at least 0, got {self.residual_rank}")
         if not 0.0 < self.density < 1.0:
             raise ValueError(f"density must be in (0, 1), got {self.density}")
         if not self.templates:
             raise ValueError("templates must hold at least one: use default_templates()")
         for template in self.templates:
             _check_template(template)
+        once = [group for group, steps in zip(self.groups, self.observed_steps) if len(steps) < 2]
+        if once and any(template.kind == "observed" for template in self.templates):
+            raise ValueError(
+                "observed heads are tried on a later call than the one that they learnt from, and the step "
+                f"groups {once} have one observed step only: give longer groups, observed=2, or "
+                "templates=default_templates(observed=False)"
+            )
 
     @property
     def observed_steps(self) -> tuple[tuple[int, ...], ...]:

@@ -65,6 +65,7 @@ class Sums:
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "samples": (by_layer, torch.int64),  # that the mass and the log-sum-exp are sums over
             "trials": (by_layer, torch.int64),  # that error, density and recall are sums over
+            "later": (by_layer, torch.int64),  # the same of templates of kind observed
             "error": ((*by_head, templates), torch.float64),
             "density": ((*by_head, templates), torch.float64),
             "recall": ((*by_head, templates), torch.float64),
@@ -152,7 +153,9 @@ def recording_of(
 ) -> Recording:
     """The means that the sums give."""
     tensors, layout = sums.tensors, sums.layout
-    trials, samples = (tensors[name][..., None, None] for name in ("trials", "samples"))
+    samples = tensors["samples"][..., None, None]
+    counts = ["later" if template.kind == "observed" else "trials" for template in templates]
+    trials = torch.stack([tensors[name] for name in counts], dim=-1)[:, :, None]
     stability = tensors["overlap"] / tensors["overlaps"][:, :, None]
     firsts = (
         "axes",

@@ -14,8 +14,8 @@ from dit_sparse.patterns.atomic import atomic_path
 from dit_sparse.report.extras import require
 from dit_sparse.report.profile_maps import Place, head_pairs
 
-KIND_COLOURS = ("#30343b", "#e3e6ea", "#0b5cc0", "#2b9348", "#e09f1f", "#b5379b")
-"""Of dense, skip, mask, window, radial, dynamic; the order of KINDS."""
+KIND_COLOURS = ("#30343b", "#e3e6ea", "#0b5cc0", "#2b9348", "#e09f1f", "#b5379b", "#17a2b3")
+"""Of dense, skip, mask, window, radial, dynamic, observed; the order of KINDS."""
 DENSITY_COLOURS = "viridis_r"
 DPI = 130
 CELL = 0.24
@@ -38,7 +38,7 @@ def write_pictures(folder: Path, profile: Profile, places: Sequence[Place] = ())
 
     Raises:
         MissingExtraError: without matplotlib.
-        ProfileError: for the mask of a dynamic head.
+        ProfileError: for the mask of a dynamic or observed head.
     """
     drawn = [(MAP, map_figure(profile))]
     for place in places:

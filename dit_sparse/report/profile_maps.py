@@ -12,15 +12,16 @@ from torch import Tensor
 
 from dit_sparse.context import PlanContext
 from dit_sparse.layout import Site
-from dit_sparse.methods.profiled_parts import ProfiledPairs
+from dit_sparse.methods.profiled_parts import fixed_pairs
 from dit_sparse.methods.profiled_rows import HeadRows
 from dit_sparse.orderings import TokenOrder, forced_pairs
-from dit_sparse.patterns import DYNAMIC, KINDS, PatternTable, Profile, ProfileError, ProfileHeader
+from dit_sparse.patterns import DYNAMIC, KINDS, OBSERVED, PatternTable, Profile, ProfileError, ProfileHeader
 from dit_sparse.patterns.checks import layout_of
 from dit_sparse.selectors import SelectionInput
 from dit_sparse.state import LayerState
 
 Place = tuple[int, int, int]
+CHOSEN_IN_THE_RUN = {DYNAMIC: "at every call", OBSERVED: "where the run's dense attention is observed"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class KindShare:
     Args:
         kind: one of :data:`~dit_sparse.patterns.KINDS`.
         heads: fraction of the heads, in [0, 1].
-        density: mean fraction of pairs that they compute; those of dynamic heads are what they are given.
+        density: mean fraction of pairs that they compute; those of dynamic and observed heads are what they
+            are given.
         pairs: fraction of all computed pairs that are theirs, in [0, 1].
     """
 
@@ -98,13 +100,13 @@ def head_pairs(profile: Profile, place: Place) -> Tensor:
         place: (step group, layer, head).
 
     Raises:
-        ProfileError: for a dynamic head: its pairs are chosen anew at every call.
+        ProfileError: for a dynamic or observed head: its pairs are chosen in the run.
     """
     group, layer, head = place
-    if profile.table.kind[place] == DYNAMIC:
+    if (when := CHOSEN_IN_THE_RUN.get(kind := int(profile.table.kind[place]))) is not None:
         raise ProfileError(
-            f"step group {group}, layer {layer}, head {head} is dynamic: it has no mask, its pairs are "
-            "chosen at every call; `dit-sparse inspect-attention` shows what calls look like"
+            f"step group {group}, layer {layer}, head {head} is {KINDS[kind]}: it has no mask, its pairs are "
+            f"chosen {when}; `dit-sparse inspect-attention` shows what calls look like"
         )
     header = profile.header
     layout, size, steps = layout_of(header.grid), header.grid.block_size, header.schedule
@@ -112,7 +114,7 @@ def head_pairs(profile: Profile, place: Place) -> Tensor:
     context = PlanContext(layout, site, 1.0, size, LayerState(), num_layers=header.model.layers)
     tokens = layout.num_tokens
     forced = forced_pairs(tokens, layout.video_tokens, layout.text_tokens, size, torch.device("cpu"))
-    # The pairs of heads that are not dynamic do not depend on what is attended to.
+    # These pairs do not depend on what is attended to.
     nothing = torch.zeros(1, tokens, header.model.heads, 1)
     given = SelectionInput(nothing, nothing, nothing, TokenOrder(), forced, 0, context)
-    return ProfiledPairs(HeadRows(profile)).select(given)[0, head]
+    return fixed_pairs(HeadRows(profile).row(context), given)[head]

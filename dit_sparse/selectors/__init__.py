@@ -13,6 +13,7 @@ from dit_sparse.selectors.low_bit import LowBitEstimate
 from dit_sparse.selectors.modes import HeadModes
 from dit_sparse.selectors.observed import ObservedMass
 from dit_sparse.selectors.observed_error import ObservedError
+from dit_sparse.selectors.observed_heads import ObservedHeads
 from dit_sparse.selectors.oracle import Oracle
 from dit_sparse.selectors.radial import RadialBand
 from dit_sparse.selectors.scores import estimate_mass
@@ -30,6 +31,7 @@ __all__ = [
     "HeadModes",
     "LowBitEstimate",
     "ObservedError",
+    "ObservedHeads",
     "ObservedMass",
     "Oracle",
     "RadialBand",

@@ -9,14 +9,14 @@ from test_commands import error_line, run
 sys.path.insert(0, str(Path(__file__).parents[1] / "patterns"))
 from made_profiles import make_header, make_table
 
-from dit_sparse.cli.profile_tables import LETTERS, head_map, mask_lines
-from dit_sparse.patterns import DYNAMIC, MASK, Profile, save_profile
+from dit_sparse.cli.profile_tables import LETTERS, STYLES, head_map, mask_lines
+from dit_sparse.patterns import DYNAMIC, KINDS, MASK, OBSERVED, Profile, save_profile
 from dit_sparse.report.profile_maps import head_pairs, layer_densities
 
 
 @pytest.fixture
 def profile(tmp_path):
-    header = make_header(layers=3, heads=4)
+    header = make_header(layers=3, heads=4).model_copy(update={"correction": "residual"})
     made = Profile(header, make_table(header, 5), tmp_path / "one.safetensors")
     save_profile(made.path, header, made.table)
     return made
@@ -29,6 +29,7 @@ def test_a_good_file_is_shown(profile, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     shown = result.stdout
     header = profile.header
+    assert any(line.split() == ["correction", "residual"] for line in shown.splitlines())
     for text in (header.recipe, header.model.transformer, header.calibration.prompts[0], header.command):
         assert text in shown
     assert "3 x 4 x 5 tokens, blocks of 8 x 8" in shown
@@ -39,6 +40,10 @@ def test_a_good_file_is_shown(profile, tmp_path, monkeypatch):
         assert any(line.split()[:2] == [str(layer), f"{density:.1%}"] for line in shown.splitlines())
     assert (tmp_path / "png" / "map.png").is_file()
     assert (tmp_path / "png" / f"mask_{place.replace(',', '_')}.png").is_file()
+
+
+def test_every_kind_has_a_letter_and_colours_of_its_own():
+    assert len(set(LETTERS)) == len(set(STYLES)) == len(LETTERS) == len(STYLES) == len(KINDS)
 
 
 @pytest.mark.parametrize("width", [160, 12])
@@ -100,7 +105,9 @@ def test_what_cannot_be_shown_is_one_line(profile, tmp_path):
     preset.write_text("method: svg2")
     assert "is a preset" in error_line(run("inspect", str(preset)))
     assert "0 to 2" in error_line(run("inspect", str(profile.path), "--mask", "0,3,0"))
-    place = ",".join(map(str, (profile.table.kind == DYNAMIC).nonzero()[0].tolist()))
     folder = tmp_path / "png"
-    assert "dynamic" in error_line(run("inspect", str(profile.path), "--mask", place, "--png", str(folder)))
+    for kind in (DYNAMIC, OBSERVED):
+        place = ",".join(map(str, (profile.table.kind == kind).nonzero()[0].tolist()))
+        line = error_line(run("inspect", str(profile.path), "--mask", place, "--png", str(folder)))
+        assert f"is {KINDS[kind]}: it has no mask" in line
     assert not folder.exists()

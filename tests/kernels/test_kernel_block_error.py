@@ -11,6 +11,7 @@ from dit_sparse.kernels import (
     cluster_error,
     dense_attention,
     moment_error,
+    representative_rows,
     skip_error,
 )
 from dit_sparse.kernels.block_error import block_variances
@@ -168,3 +169,17 @@ def test_tensors_that_do_not_fit_are_refused():
         centroid_error(q, k[:1], v[:1], (16, 16))
     with pytest.raises(ValueError, match="block_size must be"):
         moment_error(q, k, v, (0, 16))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "block", "rows"), [(64, 16, 4), (71, 16, 8), (50, 24, 8), (40, 20, 7), (16, 16, 99)]
+)
+def test_some_rows_stand_for_their_block(tokens, block, rows):
+    q, k, v = problem(tokens)
+    out, lse = dense_attention(q, k, v)
+    alone = skip_error(q, k, v, out, lse, (1, 8))
+    some = representative_rows(tokens, block, rows, q.device)
+    found = skip_error(q, k, v, out, lse, (block, 8), rows=rows)
+    for i in range(found.shape[2]):
+        inside = some[some // block == i]
+        torch.testing.assert_close(found[:, :, i], alone[:, :, inside].mean(dim=2), rtol=1e-4, atol=1e-9)

@@ -54,6 +54,20 @@ def run(method, x, layout, steps, runtime=None):
     return out, runtime
 
 
+def generation(runtime, inputs, layout, steps=2):
+    """Outputs by (branch, step) of guidance branches, q, k, v by name, that run one after the other."""
+    out = {}
+    for step in range(steps):
+        for branch, x in inputs.items():
+
+            def stock(x=x):
+                return dense(*x)[0].float()
+
+            call = Call(Site(0, step, steps, branch), layout, 1, None, stock, None, None)
+            out[branch, step] = runtime.run(*x, call)
+    return out
+
+
 def observed_steps(runtime):
     return [record.site.step for record in runtime.records if record.dense_reason == "observed"]
 

@@ -12,7 +12,7 @@ from dit_sparse.layout import TokenLayout, pack_bits
 from dit_sparse.methods import ModelInfo
 from dit_sparse.methods.profiled import make_profiled
 from dit_sparse.orderings import AXIS_ORDERS
-from dit_sparse.patterns import KINDS, PatternTable, Profile, model_facts
+from dit_sparse.patterns import KINDS, OBSERVED, PatternTable, Profile, model_facts
 from dit_sparse.patterns.checks import check_header, check_table
 
 MODEL = ModelInfo("wan", 1, 8)
@@ -25,7 +25,9 @@ TINY_GRIDS = {
 """Layouts of the pipelines in tiny.py at the inputs given there."""
 
 
-def profile_of(rows, layout, *, precision=None, masks=None, constant=0.0, groups=None, block=16):
+def profile_of(
+    rows, layout, *, precision=None, masks=None, constant=0.0, groups=None, block=16, correction="none"
+):
     """A profile from ``rows[group][layer][head] = (kind, axes, density)``, and a shape for windows.
 
     ``precision[group][layer]`` is a name, ``masks[group, layer]`` bool ``[heads of kind mask, nQ, nK]``.
@@ -52,7 +54,8 @@ def profile_of(rows, layout, *, precision=None, masks=None, constant=0.0, groups
         mask_group=torch.tensor(owner, dtype=torch.int16),
         masks={place: pack_bits(mask) for place, mask in (masks or {}).items()},
     )
-    return checked(Profile(make_header(layout, groups, layers, heads, (block, block)), table))
+    header = make_header(layout, groups, layers, heads, (block, block))
+    return checked(Profile(header.model_copy(update={"correction": correction}), table))
 
 
 def checked(profile):
@@ -90,10 +93,16 @@ def profile_for(pipe, family, profile, component="transformer"):
     return with_facts(profile, model=facts.model_dump(), schedule={"scheduler": scheduler})
 
 
-def random_profile(pipe, family, seed=0, groups=((1, 2), (2, 4)), component="transformer", precisions=True):
+AT_ONCE = tuple(range(OBSERVED))
+"""Kinds that need no dense step."""
+
+
+def random_profile(
+    pipe, family, seed=0, groups=((1, 2), (2, 4)), component="transformer", precisions=True, kinds=AT_ONCE
+):
     """A profile for a tiny pipeline in which every head does something else."""
     header = make_header(TINY_GRIDS[family], groups, 2, 2, (16, 16))
-    table = make_table(header, seed)
+    table = make_table(header, seed, kinds)
     if not precisions:
         table = replace(table, precision=torch.zeros_like(table.precision))
     return profile_for(pipe, family, Profile(header, table), component)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from made_profiles import LAYOUTS, make_header, make_table
 from pattern_problems import forced_of, layout_of, mask_of, planned, random_qkv
 from planted import dense, densities, random, relative_error, run
-from profile_samples import built, checked, profile_of, with_facts
+from profile_samples import AT_ONCE, built, checked, profile_of, with_facts
 from test_pattern_contract import Watched
 
 from dit_sparse.engine import SparseMethod, sparse_attention
@@ -111,7 +111,7 @@ def test_the_output_is_attention_under_the_mask_of_every_head_in_its_order(text,
 @given(layout=LAYOUTS, seed=st.integers(0, 999), heads=st.integers(1, 5), block=st.sampled_from([8, 16, 24]))
 def test_heads_have_the_density_of_the_table(layout, seed, heads, block):
     header = make_header(layout, ((0, 4),), 1, heads, (block, block))
-    profile = Profile(header, make_table(header, seed))
+    profile = Profile(header, make_table(header, seed, AT_ONCE))
     table = replace(profile.table, precision=torch.zeros_like(profile.table.precision))
     profile = checked(replace(profile, table=table))
     _, plan = planned(built(profile), layout, heads=heads, batch=2)

@@ -1,5 +1,6 @@
 """Profiles on real diffusers classes: attached, followed, refused, let go of bit by bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ from tiny import FAMILIES, run, wan_transformer
 
 import dit_sparse
 from dit_sparse import presets
-from dit_sparse.patterns import ProfileError, load_profile, resample, save_profile
+from dit_sparse.patterns import (
+    DENSE,
+    MASK,
+    OBSERVED,
+    SKIP,
+    ProfileError,
+    load_profile,
+    resample,
+    save_profile,
+)
 from dit_sparse.report.pair import generate_pair
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -67,6 +77,37 @@ def test_dense_heads_at_density_one_equal_dense(family):
             torch.testing.assert_close(run(pipe, inputs), dense, rtol=1e-3, atol=1e-3)
             assert {record.dense_reason for record in handle.stats().records} == {reason}
             assert handle.stats().density_total == 1.0
+
+
+@families
+def test_observed_heads_alone_are_mosaic(family):
+    pipe, inputs = both(family)
+    rows = [[[("observed", "THW", 0.3)] * 2] * 2] * 2
+    made = profile_of(rows, TINY_GRIDS[family], groups=((1, 2), (2, 4)), correction="residual")
+    with dit_sparse.sparse_attention(pipe, "mosaic", density=0.3, dense_steps=1, min_tokens=0, block_size=16):
+        expected = run(pipe, inputs)
+    with dit_sparse.sparse_attention(pipe, profile=profile_for(pipe, family, made), strict=True) as handle:
+        assert torch.equal(run(pipe, inputs), expected)
+        assert {r.site.step for r in handle.stats().records if r.dense_reason == "observed"} == {2}
+        assert "8 observed; correction residual" in handle.summary()
+
+
+@families
+def test_observed_heads_among_others_learn_anew_in_every_generation(family, tmp_path):
+    pipe, inputs = both(family)
+    stock = run(pipe, inputs)
+    profile = random_profile(pipe, family, kinds=(MASK, OBSERVED, SKIP, DENSE), precisions=False)
+    profile = replace(profile, header=profile.header.model_copy(update={"correction": "residual"}))
+    path = saved(tmp_path / "made.safetensors", profile)
+    other = inputs | {"prompt_embeds": inputs["prompt_embeds"] + 0.5}
+    with dit_sparse.sparse_attention(pipe, profile=path, strict=True):
+        first = run(pipe, inputs)
+        assert torch.isfinite(first).all() and not torch.equal(first, stock)
+        run(pipe, other)
+        assert torch.equal(run(pipe, inputs), first), "what was learnt leaked into the next generation"
+    with dit_sparse.sparse_attention(pipe, profile=path, correction="none"):
+        assert not torch.equal(run(pipe, inputs), first), "what the user gives counts"
+    assert torch.equal(run(pipe, inputs), stock)
 
 
 @families

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from planted import dense, densities, observed_steps, random, relative_error, run
+from planted import dense, densities, generation, observed_steps, random, relative_error, run
 
 from dit_sparse.corrections import LowRankResidual, PooledCompensation
 from dit_sparse.corrections.residual import _directions
@@ -10,7 +10,7 @@ from dit_sparse.engine import SparseMethod
 from dit_sparse.layout import Site, TokenLayout
 from dit_sparse.methods import ModelInfo, Mosaic
 from dit_sparse.orderings import AxisPermutation, Raster
-from dit_sparse.runtime import Call, Runtime
+from dit_sparse.runtime import Runtime
 from dit_sparse.schedule import Schedule
 from dit_sparse.selectors import TopK
 
@@ -100,20 +100,6 @@ def test_samples_of_a_batch_have_their_own():
         torch.testing.assert_close(together[i : i + 1], run(built, x, LAYOUT, 2)[0][1], atol=1e-5, rtol=1e-4)
 
 
-def generation(runtime, inputs, steps=2):
-    """Outputs by (branch, step) of branches that run one after the other."""
-    out = {}
-    for step in range(steps):
-        for branch, x in inputs.items():
-
-            def stock(x=x):
-                return dense(*x)[0].float()
-
-            call = Call(Site(0, step, steps, branch), LAYOUT, 1, None, stock, None, None)
-            out[branch, step] = runtime.run(*x, call)
-    return out
-
-
 @pytest.mark.parametrize("share", [True, False])
 def test_branches_share_blocks_and_keep_residuals_apart(share):
     built = Mosaic(
@@ -121,17 +107,17 @@ def test_branches_share_blocks_and_keep_residuals_apart(share):
     ).build(HERE)
     inputs = {"conditional": random(128, 2, 16), "unconditional": random(128, 2, 16, seed=9)}
     runtime = Runtime(built)
-    out = generation(runtime, inputs)
+    out = generation(runtime, inputs, LAYOUT)
     assert [r.dense_reason for r in runtime.records if r.site.step == 1] == [None, None]
     assert len(runtime.state._layers) == (1 if share else 2)
     alone = Runtime(built)
-    own = generation(alone, {"unconditional": inputs["unconditional"]})["unconditional", 1]
+    own = generation(alone, {"unconditional": inputs["unconditional"]}, LAYOUT)["unconditional", 1]
     assert torch.equal(own, out["unconditional", 1]) is not share, "with a plan of its own nothing differs"
     # Each branch's residual is its own: with the other's it would be no better than without.
     exact = dense(*inputs["unconditional"])[0]
     pooled = generation(
         Runtime(Mosaic(density=0.3, correction="pooled", dense_steps=1, min_tokens=0, block_size=16,
-                       relearn=None, share_branches=share).build(HERE)), inputs,
+                       relearn=None, share_branches=share).build(HERE)), inputs, LAYOUT,
     )["unconditional", 1]  # fmt: skip
     assert relative_error(out["unconditional", 1], exact).max() < 0.9 * relative_error(pooled, exact).min()
 

@@ -14,6 +14,7 @@ from dit_sparse.layout import TokenLayout, pack_bits
 from dit_sparse.patterns import (
     KINDS,
     MASK,
+    OBSERVED,
     SKIP,
     WINDOW,
     Calibration,
@@ -94,6 +95,7 @@ def make_table(
                 owner = mask_group[group, layer] = 0 if shared else group
                 if owner == group:
                     masks[group, layer] = pack_bits(torch.rand(count, n_q, n_k, generator=rng) < 0.3)
+    axes[kind == OBSERVED] = 0
     window = (kind == WINDOW)[..., None]
     density = 1 - torch.rand(size, generator=rng)
     return PatternTable(

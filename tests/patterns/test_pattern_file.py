@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from typing import get_args
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from made_profiles import assert_same, make_header, make_table, profiles, write_sealed
 from safetensors import safe_open
 
+from dit_sparse.corrections import CORRECTIONS
 from dit_sparse.layout import TokenLayout
 from dit_sparse.patterns import DENSE, MASK, SKIP, ProfileError, load_profile, read_header, save_profile
 from dit_sparse.patterns.checks import block_counts, check_table
 from dit_sparse.patterns.container import MAX_HEADER_BYTES
+from dit_sparse.patterns.header import CorrectionName
 from dit_sparse.patterns.named_tensors import to_tensors
 from dit_sparse.patterns.seal import METADATA_KEY
 
@@ -28,6 +31,19 @@ def test_round_trip(tmp_path, made):
     assert found.header == header == read_header(str(path))
     assert found.path == path
     assert_same(found.table, table)
+
+
+def test_every_correction_can_be_named(tmp_path):
+    names = get_args(CorrectionName)
+    assert set(names) == set(CORRECTIONS)
+    for name in names:
+        header = make_header().model_copy(update={"correction": name})
+        save_profile(tmp_path / "a", header, make_table(header))
+        assert load_profile(tmp_path / "a").header.correction == name
+    with pytest.raises(ProfileError, match="correction"):
+        save_profile(
+            tmp_path / "b", make_header().model_copy(update={"correction": "magic"}), make_table(header)
+        )
 
 
 def test_equal_input_gives_equal_bytes(tmp_path):

@@ -12,13 +12,14 @@ import torch
 from made_profiles import assert_same, make_header, make_table, write_sealed
 
 from dit_sparse.layout import TokenLayout
-from dit_sparse.patterns import ProfileError, load_profile, save_profile
+from dit_sparse.patterns import KINDS, OBSERVED, ProfileError, load_profile, save_profile
 from dit_sparse.patterns.container import DTYPES
 from dit_sparse.patterns.named_tensors import to_tensors
 
 ROUNDS, PER_ROUND = 8, 1300
 TRACED = 2  # rounds: tracing takes three times as long
 PEAK_BYTES = 50e6
+OLDER = 0.2  # of the forged files say that they are of version 1
 NUMBERS = (0, 1, -1, 2, 7, 255, 256, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1, 10**30, 0.5, 1e308)
 VALUES = (*NUMBERS, True, None, "", "0", "../../x", "x" * 5000, [], {}, [[]], [1, 2], [[0, 1]], {"a": {}})
 
@@ -28,7 +29,7 @@ def originals():
     first = make_header(layers=1, heads=2)
     second = make_header(TokenLayout(2, 3, 5, 7, "first"), ((0, 4), (4, 6), (6, 9)), 2, 3, (4, 5))
     third = make_header(TokenLayout(3, 3, 3, 2, "last"), ((1, 2),), 1, 1)
-    kinds = ((2,), tuple(range(6)), (3, 4))
+    kinds = ((2,), tuple(range(len(KINDS))), (3, OBSERVED))
     return [(h, make_table(h, i, k)) for i, (h, k) in enumerate(zip((first, second, third), kinds))]
 
 
@@ -105,7 +106,7 @@ def forged(rng, path, header, table):
             facts = changed(rng, facts)
         elif how < 0.7:
             tensor = tensor.clone()
-            value = rng.choice((0, 1, 2, 3, 5, 6, 255, -1, 0.5, 1.5, float("nan"), float("inf")))
+            value = rng.choice((0, 1, 2, 3, 5, 6, 7, 255, -1, 0.5, 1.5, float("nan"), float("inf")))
             whole = not tensor.dtype.is_floating_point
             place = rng.randrange(tensor.numel())
             tensor.view(-1)[place] = (0 if value != value else int(min(value, 255)) % 256) if whole else value
@@ -119,6 +120,10 @@ def forged(rng, path, header, table):
             del tensors[name]
         else:
             tensors[rng.choice(("mask.0.0", "mask.1.1", "mask.99999.99999", "other", "kind"))] = torch.ones(2)
+    if rng.random() < OLDER and isinstance(facts, dict):
+        facts = {**facts, "format_version": 1}
+        if rng.random() < 0.9:
+            facts.pop("correction", None)
     write_sealed(path, facts, tensors)
 
 

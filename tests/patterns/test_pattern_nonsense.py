@@ -5,7 +5,7 @@ import torch
 from made_profiles import make_header, make_table, refused, write_sealed
 
 from dit_sparse.layout import TokenLayout
-from dit_sparse.patterns import MASK, WINDOW, ProfileError, load_profile, read_header, save_profile
+from dit_sparse.patterns import MASK, OBSERVED, WINDOW, ProfileError, load_profile, read_header, save_profile
 from dit_sparse.patterns.named_tensors import to_tensors
 
 
@@ -29,7 +29,7 @@ def setting(*path_and_value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (setting("format_version", 2), "format_version is 2, .* up to 1: upgrade dit_sparse"),
+        (setting("format_version", 3), "format_version is 3, .* up to 2: upgrade dit_sparse"),
         (setting("format_version", 10**15), "upgrade dit_sparse"),
         (setting("format_version", 0), "format_version is 0, .* cannot read any more"),
         (setting("format_version", -1), "format_version is -1"),
@@ -44,6 +44,11 @@ def setting(*path_and_value):
         (setting("model", "config_sha256", "xyz"), "config_sha256 is 'xyz'"),
         (setting("model", []), "model is"),
         (setting("new", 1), "new is 1"),
+        (setting("correction", "magic"), "correction is 'magic' .*'none'.*'residual'"),
+        (setting("correction", ""), "correction is ''"),
+        (setting("correction", None), "correction is None"),
+        (setting("correction", ["none"]), "correction is "),
+        (setting("correction", "x" * 10_000), "correction is 'xxx"),
         (setting("grid", "frames", 2**60), "grid.frames"),
         (setting("grid", "frames", 60_000), r"mask\.\d\.\d is .*must be .*150000"),
         (setting("grid", "frames", 4), r"mask\.\d\.\d is .*must be"),
@@ -106,7 +111,11 @@ def first_mask(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (at("kind", (0, 1, 2), 6), r"kind\[0, 1, 2\] is 6, must be an index into dense, skip"),
+        (at("kind", (0, 1, 2), 7), r"kind\[0, 1, 2\] is 7, must be an index into dense, skip.*, observed"),
+        (at("kind", (1, 1, 2), OBSERVED), r"shape\[1, 1, 2, 0\] is .*, must be 0 for what is not a window"),
+        (at("axes", (1, 1, 1), 3), r"axes\[1, 1, 1\] is 3, must be 0 for an observed head"),
+        (at("density", (1, 1, 1), 0.0), r"density\[1, 1, 1\] is 0.0, must be in \(0, 1\]"),
+        (at("shape", (1, 1, 1, 2), 0.5), r"shape\[1, 1, 1, 2\] is 0.5, must be 0 for what is not a window"),
         (at("kind", (1, 0, 0), 255), r"kind\[1, 0, 0\] is 255"),
         (at("axes", (0, 0, 1), 6), r"axes\[0, 0, 1\] is 6, must be an index into THW"),
         (at("precision", (1, 1), 5), r"precision\[1, 1\] is 5, must be an index into native"),
@@ -152,11 +161,14 @@ def first_mask(tensors):
     ],
 )
 def test_tables_that_make_no_sense(tmp_path, change, message):
-    """Step group 0, layer 0, head 0 has a mask, so has head 1 in step group 1; all else are windows."""
+    """Step group 0, layer 0, head 0 has a mask, so has head 1 in step group 1; head 1 of layer 1 is observed
+    there; all else are windows."""
     header = make_header()
     table = make_table(header, kinds=(WINDOW,))
     table.kind[0, 0, 0] = table.kind[1, 0, 1] = MASK
-    table.shape[0, 0, 0] = table.shape[1, 0, 1] = 0
+    table.kind[1, 1, 1] = OBSERVED
+    table.axes[1, 1, 1] = 0
+    table.shape[0, 0, 0] = table.shape[1, 0, 1] = table.shape[1, 1, 1] = 0
     table.mask_group[:, 0] = torch.tensor([0, 1])
     table.masks.update({(group, 0): torch.full((1, 8, 1), 5, dtype=torch.uint8) for group in (0, 1)})
     tensors = {name: tensor.clone() for name, tensor in to_tensors(table).items()}

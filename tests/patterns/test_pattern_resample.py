@@ -10,7 +10,7 @@ from made_profiles import LAYOUTS, make_header, make_table, profiles
 
 from dit_sparse.layout import TokenLayout, pack_bits, unpack_bits
 from dit_sparse.orderings import AXIS_ORDERS, axis_order
-from dit_sparse.patterns import DENSE, MASK, SKIP, Profile, ProfileError, ProfileHeader, resample
+from dit_sparse.patterns import DENSE, MASK, OBSERVED, SKIP, Profile, ProfileError, ProfileHeader, resample
 from dit_sparse.patterns.checks import block_counts, check_header, check_table, layout_of
 from dit_sparse.patterns.resample_masks import carry_masks
 from dit_sparse.patterns.resample_scores import SAMPLES, Blocks, GridChange
@@ -72,20 +72,23 @@ def test_the_own_run_is_the_identity(made, told):
 
 def test_density_follows_the_rule_of_the_head():
     """d - c / N + c / M, clamped; dense and skipped heads stay."""
-    header = make_header(TokenLayout(3, 4, 5), ((0, 4),), 1, 6)
+    header = make_header(TokenLayout(3, 4, 5), ((0, 4),), 1, 7)
     table = make_table(header, kinds=(DENSE,))
-    table.kind[0, 0] = torch.tensor([3, 4, 5, 5, DENSE, SKIP])
+    table.kind[0, 0] = torch.tensor([3, 4, 5, 5, DENSE, SKIP, OBSERVED])
+    table.axes.zero_()
     table.shape[0, 0, 0] = 0.5
-    table.density[0, 0] = torch.tensor([0.5, 0.5, 0.9, 0.1, 1.0, 0.25])
-    table.constant[0, 0] = torch.tensor([0.0, 15.0, 60.0, 60.0, 30.0, 30.0])
+    table.density[0, 0] = torch.tensor([0.5, 0.5, 0.9, 0.1, 1.0, 0.25, 0.5])
+    table.constant[0, 0] = torch.tensor([0.0, 15.0, 60.0, 60.0, 30.0, 30.0, 15.0])
     half, double = (
         resample(Profile(header, table), TokenLayout(3, 4, width), (8, 8), 4) for width in (3, 10)
     )
     # 60 tokens become 36 and 120: 15 tokens more of a row of 60 are 0.25, of 36 are 0.41667, of 120 0.125.
     torch.testing.assert_close(
-        half.table.density[0, 0], torch.tensor([0.5, 2 / 3, 1.0, 0.1 + 2 / 3, 1, 0.25])
+        half.table.density[0, 0], torch.tensor([0.5, 2 / 3, 1.0, 0.1 + 2 / 3, 1, 0.25, 2 / 3])
     )
-    torch.testing.assert_close(double.table.density[0, 0], torch.tensor([0.5, 0.375, 0.4, 1 / 15, 1, 0.25]))
+    torch.testing.assert_close(
+        double.table.density[0, 0], torch.tensor([0.5, 0.375, 0.4, 1 / 15, 1, 0.25, 0.375])
+    )
     assert double.header.figures.density == pytest.approx(double.table.density.double().mean().item())
     assert torch.equal(double.table.shape, table.shape) and torch.equal(double.table.constant, table.constant)
 

@@ -17,10 +17,11 @@ WINDOWS = ((1.0, 1.0, 1.0), (1.0, 0.25, 0.25))
 BLOCK = 16
 
 
-def templates(densities=DENSITIES, windows=WINDOWS):
+def templates(densities=DENSITIES, windows=WINDOWS, observed=False):
     found = [Template("dense", 1.0), Template("skip", 0.0)]
     found += [Template(kind, d) for kind in ("mask", "radial", "dynamic") for d in densities]
-    return (*found, *(Template("window", d, shape) for shape in windows for d in densities))
+    found += [Template("window", d, shape) for shape in windows for d in densities]
+    return (*found, *(Template("observed", d) for d in densities if observed))
 
 
 def planted(
@@ -39,6 +40,7 @@ def planted(
     axes=None,
     sharp=None,
     masses=True,
+    observed=False,
 ):
     """A recording.
 
@@ -47,12 +49,13 @@ def planted(
         better: (kind, heads): templates of a kind that cost those heads a hundredth of their error.
         axes: orders ``[G, L, H]``; raster when None.
         sharp: how concentrated every head is, ``[L, H]``, >= 0; random when None.
+        observed: whether observed heads were tried, which serve better than masks.
     """
     rng = np.random.default_rng(seed)
     layout = TokenLayout(*grid, text, position)
     n = ceil_div(layout.num_tokens, block)
     size = (len(groups), layers, heads)
-    tried = templates(densities, windows)
+    tried = templates(densities, windows, observed)
     sharp = rng.uniform(0.5, 5.0, (layers, heads)) if sharp is None else np.asarray(sharp, dtype=float)
     base = rng.standard_normal((layers, heads, n, n))
     forced = forced_pairs(layout.num_tokens, layout.video_tokens, text, (block, block), torch.device("cpu"))
@@ -78,7 +81,8 @@ def planted(
                     kept = spend(-share[None], forced, template.density, "head")[0]
                 lost = ((share * ~kept).sum(-1, keepdim=True) * rows).sum((1, 2)).numpy()
                 # Windows, bands and estimates serve less well than the heaviest pairs.
-                factor = {"mask": 1.0, "dynamic": 1.5, "window": 4.0, "radial": 5.0}.get(template.kind, 1.0)
+                factors = {"dynamic": 1.5, "window": 4.0, "radial": 5.0, "observed": 0.5}
+                factor = factors.get(template.kind, 1.0)
                 if better is not None and template.kind == better[0]:
                     factor = np.where(np.isin(np.arange(heads), better[1]), 0.01, factor)
                 error[g, layer, :, c] = factor * lost**2 / heads

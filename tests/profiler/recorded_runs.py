@@ -7,7 +7,7 @@ import torch
 
 # The hand-made attention is that of the methods' tests.
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-from planted import groups, random, run
+from planted import dense, generation, groups, random, run
 
 from dit_sparse.engine import SparseMethod
 from dit_sparse.orderings import AXIS_ORDERS, axis_order, with_text
@@ -18,7 +18,7 @@ from dit_sparse.profiler.record_sums import recording_of
 from dit_sparse.profiler.recording import Template
 from dit_sparse.schedule import Schedule
 
-__all__ = ["groups", "random", "run"]  # handed on
+__all__ = ["dense", "generation", "groups", "random", "run"]  # handed on
 
 CPU = torch.device("cpu")
 MASKS = (Template("mask", 0.2),)

@@ -20,7 +20,7 @@ from dit_sparse.profiler.recording import Template
 from dit_sparse.profiler.recording_file import load_recording, save_recording
 
 GROUPS = ((1, 2), (2, 4))
-FEW = default_templates((0.3,), ((1.0, 1.0, 1.0),))
+FEW = default_templates((0.3,), ((1.0, 1.0, 1.0),), observed=False)
 CHOSEN = settings(GROUPS, templates=FEW)
 TIMED = ("seconds", "peak_bytes")
 
@@ -197,7 +197,7 @@ def test_settings_are_checked():
     ):
         with pytest.raises(ValueError, match=match):
             RecordSettings(**{"groups": ((0, 2),)} | fields_)
-    chosen = RecordSettings(((0, 1), (1, 3), (3, 9)), observed=3)
+    chosen = RecordSettings(((0, 1), (1, 3), (3, 9)), observed=3, templates=FEW)
     assert chosen.observed_steps == ((0,), (1, 2), (3, 5, 8))
     assert even_groups(10, 4, 2) == ((2, 4), (4, 6), (6, 8), (8, 10))
     with pytest.raises(ValueError, match="4 groups do not fit 5 steps of which 2"):

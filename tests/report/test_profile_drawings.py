@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "patterns"))
 from made_profiles import make_header, make_table
 
 from dit_sparse.layout import TokenLayout, unpack_bits
-from dit_sparse.patterns import DENSE, DYNAMIC, KINDS, MASK, SKIP, Profile, ProfileError
+from dit_sparse.patterns import DENSE, DYNAMIC, KINDS, MASK, OBSERVED, SKIP, Profile, ProfileError
 from dit_sparse.report.profile_drawings import map_figure, mask_figure, write_pictures
 from dit_sparse.report.profile_maps import (
     head_pairs,
@@ -55,8 +55,12 @@ def test_pairs_are_what_the_kinds_say(layout):
         kept = head_pairs(profile, place)
         assert not kept[:video].any()
         assert kept[text_rows].all()
-    with pytest.raises(ProfileError, match="is dynamic"):
-        head_pairs(profile, places(profile, DYNAMIC)[0])
+    for kind, message in (
+        (DYNAMIC, "is dynamic: .*every call"),
+        (OBSERVED, "observed: .*dense attention"),
+    ):
+        with pytest.raises(ProfileError, match=message):
+            head_pairs(profile, places(profile, kind)[0])
 
 
 def test_shares_weigh_step_groups_by_their_length():
@@ -113,8 +117,9 @@ def test_pictures_are_written_and_repeat_byte_for_byte(tmp_path):
     second = write_pictures(tmp_path / "b", profile, [place])
     assert [path.name for path in first] == ["map.png", "mask_{}_{}_{}.png".format(*place)]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    with pytest.raises(ProfileError, match="dynamic"):
-        write_pictures(tmp_path / "c", profile, places(profile, DYNAMIC)[:1])
+    for kind in (DYNAMIC, OBSERVED):
+        with pytest.raises(ProfileError, match=KINDS[kind]):
+            write_pictures(tmp_path / "c", profile, places(profile, kind)[:1])
     assert not (tmp_path / "c").exists()
 
 
