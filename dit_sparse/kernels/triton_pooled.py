@@ -279,9 +279,9 @@ def _mass_kernel(q, keys, mass, scale_log2, last_bias, num_queries, num_blocks, 
 
 
 # Every tile of means comes from the L2 cache, 2 tile_m flops per byte, so 64 rows would be bound by its
-# bandwidth on Hopper. Two or three programs share a multiprocessor and hide each other's first loads. Hopper's
-# 16-bit entries were the fastest of ``gpu_check.py --bench tune_pooled`` on an H200; the others were chosen by
-# what the compiler makes of them.
+# bandwidth on Hopper. Two or three programs share a multiprocessor and hide each other's first loads. The
+# 16-bit entries of Hopper were the fastest of ``gpu_check.py --bench tune_pooled`` on an H200; the others
+# were chosen by what the compiler makes of them.
 _COMPENSATION_TILES: TileTable = {
     ("hopper", 64, 2): TileConfig(128, 64, 8, 2),
     ("hopper", 128, 2): TileConfig(128, 64, 8, 2, registers=128),

@@ -271,8 +271,8 @@ def _quantized_kernel(q, q_scales, k, k_scales, v, v_scales, key_offset, out, ls
 
 
 # The bytes are those of a value; float32 values take the entries of triton_forward. fp8 needs no "ampere"
-# entry: those GPUs cannot run it. Hopper's entries were the fastest of ``gpu_check.py --bench tune-quantized`` on an
-# H200, where several programs share a multiprocessor.
+# entry: those GPUs cannot run it. Hopper's entries were the fastest of ``gpu_check.py --bench
+# tune-quantized`` on an H200, where several programs share a multiprocessor.
 _TILES: TileTable = {
     ("hopper", 64, 2): TileConfig(64, 64, 4, 3, overlap=True),
     ("hopper", 128, 2): TileConfig(128, 64, 4, 5),
