@@ -4,7 +4,7 @@
 
 Every argument is NAME=FOLDER, a folder of ``dit-sparse compare`` or ``compare_methods.py``; what the page
 asks for and no argument gives stays as it is. ``times=results.json`` gives the rows of the benchmark
-"methods" of ``gpu_check.py``, for quality against measured time.
+"methods" of ``gpu_check.py``, for the plot of quality (of the page's grid) against measured time.
 """
 
 from __future__ import annotations
@@ -154,7 +154,21 @@ def _without_output(words: list[str]) -> list[str]:
     return words
 
 
-def draw_times(comparison: Comparison, times: list[dict], image: Path) -> None:
+def page_grid(text: str) -> dict[tuple[str, float], tuple[float, float]]:
+    """(PSNR, half of its interval) by (method, density), from the table "grid" of the page."""
+    table = next(match[3] for match in MARKED.finditer(text) if match[2] == "grid")
+    head, _, *lines = (line for line in table.splitlines() if line.startswith("|"))
+    densities = [float(cell) for cell in head.strip("| ").split(" | ")[1:]]
+    found = {}
+    for line in lines:
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for density, cell in zip(densities, cells):
+            if measured := re.match(r"([\d.]+) ± ([\d.]+)", cell):
+                found[name.strip("`"), density] = (float(measured[1]), float(measured[2]))
+    return found
+
+
+def draw_times(grid: dict[tuple[str, float], tuple[float, float]], times: list[dict], image: Path) -> None:
     """Quality against the measured speed-up of attention over a run, a line per method through its
     densities."""
     import matplotlib
@@ -166,22 +180,32 @@ def draw_times(comparison: Comparison, times: list[dict], image: Path) -> None:
         (row["method"], row.get("asked")): row.get("run speed-up") for row in times if row["shape"] == shape
     }
     points: dict[str, list[tuple[float, float, float, float]]] = {}
-    for row in best_first(rows_of(comparison)):
-        if row.density and (fast := speed.get((row.series, row.density))):
-            quality = mean_interval(row.psnr or [])
-            points.setdefault(row.series, []).append((fast, quality.mean, quality.half, row.density))
+    for (name, density), quality in sorted(grid.items(), key=lambda item: -item[1][0]):
+        if fast := speed.get((name, density)):
+            points.setdefault(name, []).append((fast, *quality, density))
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
-    for number, (name, found) in enumerate(points.items()):
-        x, y, half, densities = zip(*sorted(found))
-        color = f"C{number % 10}" if len(found) > 1 else "0.55"
-        axes.errorbar(x, y, yerr=half, marker="o", markersize=4, capsize=2, linewidth=1.2, color=color)
-        at = max(range(len(x)), key=lambda i: y[i])
-        axes.annotate(name, (x[at], y[at]), xytext=(5, 5), textcoords="offset points", color=color)
-        if number == 0:
-            for fast, quality, density in zip(x, y, densities):
-                axes.annotate(f"{density:g}", (fast, quality), xytext=(-4, -14), ha="right",
-                              textcoords="offset points", fontsize="small")  # fmt: skip
+    single = {name: found[0] for name, found in points.items() if len(found) == 1}
+    lines = {name: sorted(found) for name, found in points.items() if name not in single}
+    for number, (name, found) in enumerate(lines.items()):
+        x, y, half, densities = zip(*found)
+        style = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.2, "color": f"C{number}"}
+        axes.errorbar(x, y, yerr=half, **style)
+        axes.annotate(name, (x[0], y[0]), xytext=(5, 5), textcoords="offset points", color=f"C{number}")
+        for fast, quality, density in zip(x, y, densities) if number == 0 else ():
+            axes.annotate(f"{density:g}", (fast, quality), xytext=(-4, -14), ha="right",
+                          textcoords="offset points", fontsize="small")  # fmt: skip
+    if single:
+        names, found = zip(*sorted(single.items(), key=lambda item: -item[1][1]))
+        x, y, half, _ = zip(*found)
+        axes.errorbar(x, y, yerr=half, fmt="o", markersize=4, capsize=2, linewidth=0.8, color="0.55")
+        right, height = max(x) + 0.45, y[0]
+        for name, fast, quality in zip(names, x, y):
+            height = min(height, quality + 1)  # names are kept a line apart
+            arrow = {"arrowstyle": "-", "color": "0.8", "linewidth": 0.6}
+            axes.annotate(name, (fast, quality), xytext=(right, height), fontsize="small", color="0.4",
+                          va="center", arrowprops=arrow)  # fmt: skip
+            height -= 1.1
     axes.set_xlabel(f"speed-up of attention over a run of 50 steps, {shape} shape, everything counted")
     axes.set_ylabel("PSNR against dense attention in dB, tiny-wan")
     axes.grid(alpha=0.3)
@@ -216,9 +240,9 @@ def main() -> int:
     if "grid" in found:
         write_plots(Path(given["grid"]), found["grid"])
         shutil.copy(Path(given["grid"]) / "quality_density.svg", IMAGES / "quality-density.svg")
-    if "grid" in found and "times" in given:
+    if "times" in given:
         rows = json.loads(Path(given["times"]).read_text(encoding="utf-8"))["results"]["methods"]
-        draw_times(found["grid"], rows, IMAGES / "quality-time.svg")
+        draw_times(page_grid(PAGE.read_text(encoding="utf-8")), rows, IMAGES / "quality-time.svg")
     return 0
 
 

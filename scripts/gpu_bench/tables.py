@@ -84,7 +84,7 @@ def _without(rows: list[Row], *columns: str) -> list[Row]:
 
 def _failed(row: Row) -> bool:
     """Whether a row only says why there is no figure."""
-    return bool(row.get("note")) and row.get("ms") is None
+    return bool(row.get("note")) and row.get("ms") is None and row.get("hours") is None
 
 
 def _planning(rows: list[Row]) -> list[Row]:
