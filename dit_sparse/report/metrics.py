@@ -6,7 +6,7 @@ Frames are float arrays ``[F, H, W, 3]`` in [0, 1] straight from the pipeline, n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +45,20 @@ def check_frames(reference: Frames, candidate: Frames) -> None:
             )
 
 
+def _in_float64(reference: Frames, candidate: Frames) -> Iterator[tuple[Frames, Frames]]:
+    """Pairs of frames, one after the other: a 129-frame 720p video in float64 would be 2.9 GB.
+
+    They lie in row-major order whatever order they came in: sums run through memory, and frames read from a
+    file lie otherwise than those that a pipeline has just returned.
+    """
+    for a, b in zip(reference, candidate):
+        yield a.astype(np.float64, order="C"), b.astype(np.float64, order="C")
+
+
 def psnr_per_frame(reference: Frames, candidate: Frames) -> list[float]:
     """Peak signal-to-noise ratio of every frame in dB for a peak of 1; infinite for identical frames."""
     check_frames(reference, candidate)
-    # Frame by frame: a 129-frame 720p video in float64 would be 2.9 GB.
-    errors = (float(np.square(a.astype(np.float64) - b).mean()) for a, b in zip(reference, candidate))
+    errors = (float(np.square(a - b).mean()) for a, b in _in_float64(reference, candidate))
     return [math.inf if error == 0.0 else -10.0 * math.log10(error) for error in errors]
 
 
@@ -64,12 +73,8 @@ def ssim_per_frame(reference: Frames, candidate: Frames) -> list[float]:
         raise ValueError(f"SSIM needs frames of at least 11 x 11 pixels, got {reference.shape[1:3]}")
     structural_similarity = require("skimage.metrics").structural_similarity
     return [
-        float(
-            structural_similarity(
-                a.astype(np.float64), b.astype(np.float64), channel_axis=-1, **SSIM_SETTINGS
-            )
-        )
-        for a, b in zip(reference, candidate)
+        float(structural_similarity(a, b, channel_axis=-1, **SSIM_SETTINGS))
+        for a, b in _in_float64(reference, candidate)
     ]
 
 

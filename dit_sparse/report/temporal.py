@@ -25,6 +25,7 @@ def flicker_per_frame(frames: Frames) -> list[float | None]:
     Returns:
         One value per frame; None for the first and the last, which lack a neighbour.
     """
+    frames = np.ascontiguousarray(frames)  # sums run through memory: its order must not show
     inner = range(1, len(frames) - 1)
     values = [
         GREY_LEVELS * float(np.abs(frames[t - 1] - 2 * frames[t] + frames[t + 1]).mean(dtype=np.float64))
