@@ -6,14 +6,13 @@ which the context carries.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from dit_sparse.layout import Site, TokenLayout
+from dit_sparse.layout import Site, TokenLayout, step_at
 from dit_sparse.state import LayerState
 
 if TYPE_CHECKING:  # these rooms lie above this one
@@ -71,7 +70,7 @@ class PlanContext:
         loop does not tell its length."""
         if fraction is None or self.site.num_steps is None:
             return None
-        return math.ceil(fraction * self.site.num_steps - 1e-9)  # 0.6 * 50 must not become 31
+        return step_at(fraction, self.site.num_steps)
 
     def learnt(self, key: str) -> Any:
         """What a part carried under ``key`` when it last observed dense attention.

@@ -7,6 +7,7 @@ N counts video and text tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +26,11 @@ BYTE_BITS = 8
 def ceil_div(a: int, b: int) -> int:
     """Smallest integer >= a / b, for b >= 1."""
     return -(-a // b)
+
+
+def step_at(fraction: float, num_steps: int) -> int:
+    """First of ``num_steps`` steps at or after a fraction of them; 0.6 * 50 does not become 31."""
+    return math.ceil(fraction * num_steps - 1e-9)
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dit_sparse.layout import Site, TokenLayout
+from dit_sparse.layout import Site, TokenLayout, step_at
 
 DenseSteps = int | float | Iterable[int]
 DenseLayers = str | Iterable[int]
@@ -73,8 +72,7 @@ class Schedule:
         if isinstance(self.dense_steps, float):
             if num_steps is None:
                 return self.dense_steps > 0 and step == 0
-            # The small term keeps 0.2 * 15 = 3.0000000000000004 from becoming 4.
-            return step < math.ceil(self.dense_steps * num_steps - 1e-9)
+            return step < step_at(self.dense_steps, num_steps)
         return step < self.dense_steps  # type: ignore[operator]
 
     def _layer_is_dense(self, layer: int, num_layers: int) -> bool:

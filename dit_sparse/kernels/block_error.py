@@ -16,7 +16,7 @@ from torch import Tensor
 from dit_sparse.kernels.checks import check_block_size, check_pair, resolve_scale
 from dit_sparse.kernels.dispatch import use_triton
 from dit_sparse.kernels.pooling import CHUNK_BYTES, block_lengths, mean_key_logits, pool_blocks
-from dit_sparse.kernels.sampling import representative_rows
+from dit_sparse.kernels.sampling import representative_rows, run_length
 from dit_sparse.kernels.variable_blocks import VariableBlocks, members, pool_variable
 from dit_sparse.layout import ceil_div
 
@@ -57,12 +57,10 @@ def skip_error(
     check_pair(q, k)
     check_block_size(block_size)
     scale = resolve_scale(scale, q.shape[-1])
-    if rows is not None:
-        run = max(1, block_size[0] // rows)
+    if rows is not None and (run := run_length(block_size[0], rows)) > 1:
         some = representative_rows(q.shape[1], block_size[0], rows, q.device)
-        if len(some) < q.shape[1]:
-            q, out, lse = q.index_select(1, some), out.index_select(1, some), lse.index_select(-1, some)
-            block_size = (block_size[0] // run, block_size[1])
+        q, out, lse = q.index_select(1, some), out.index_select(1, some), lse.index_select(-1, some)
+        block_size = (block_size[0] // run, block_size[1])
     if use_triton(q, impl, products=True):
         from dit_sparse.kernels import triton_skip_error
 

@@ -21,6 +21,12 @@ RANKING_ROWS = 32
 """Queries of a block that are enough to rank its pairs."""
 
 
+def run_length(block: int, rows: int) -> int:
+    """Tokens that each of ``rows`` representatives of a block stands for; 1 where they do not divide it."""
+    run = max(1, block // rows)
+    return 1 if block % run else run
+
+
 def representative_rows(tokens: int, block: int, rows: int, device: torch.device) -> Tensor:
     """Positions of the tokens that stand for their block: one of each of ``rows`` equal runs.
 
@@ -39,9 +45,7 @@ def representative_rows(tokens: int, block: int, rows: int, device: torch.device
     >>> representative_rows(16, 8, 2, torch.device("cpu")).tolist()
     [0, 6, 8, 15]
     """
-    run = max(1, block // rows)
-    if block % run:
-        run = 1
+    run = run_length(block, rows)
     runs = torch.arange(ceil_div(tokens, run), device=device)
     # In float64: the fraction of a product of thousands must be exact to a token.
     offset = (torch.frac(runs.double() * GOLDEN) * run).long()

@@ -112,8 +112,6 @@ def hold(weights):
     """
     if weights.dtype.primitive_bitwidth == 16:
         held = weights.to(tl.int16, bitcast=True)
-    elif weights.dtype.primitive_bitwidth == 8:
-        held = weights.to(tl.int8, bitcast=True)
     else:
         held = weights
     return held

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dit_sparse.adapters.attach import transformers_of
 from dit_sparse.adapters.base import find_adapter
 from dit_sparse.api import DEFAULT_METHOD
+from dit_sparse.layout import step_at
 from dit_sparse.methods import MethodConfig, make_method
 from dit_sparse.report.attention_points import Point
 from dit_sparse.schedule import parse_ranges
@@ -39,7 +39,7 @@ def resolve_steps(text: str, num_steps: int) -> tuple[int, ...]:
             fraction = float(number) / (100 if part.endswith("%") else 1)
             if fraction > 1:
                 raise ValueError(f"--steps-at={text!r} holds {part!r}, which is beyond the end: {hint}")
-            found.add(min(math.ceil(fraction * num_steps - 1e-9), num_steps - 1))
+            found.add(min(step_at(fraction, num_steps), num_steps - 1))
         elif int(number) < num_steps:
             found.add(int(number))
         else:

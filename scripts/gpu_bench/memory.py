@@ -9,13 +9,12 @@ import torch
 from dit_sparse.corrections import PooledCompensation
 from dit_sparse.engine import SparseMethod
 from dit_sparse.kernels.peak_memory import PeakMemory
-from dit_sparse.layout import Site
 from dit_sparse.methods import ModelInfo, make_method
-from dit_sparse.runtime import Call, Runtime
+from dit_sparse.runtime import Runtime
 from dit_sparse.state import LayerState
 from gpu_bench.harness import Row, Settings, benchmark, error_note
-from gpu_bench.models import STEPS, Model, branches_of, chosen_models, smooth_qkv
-from gpu_bench.recording import DENSITY, Tensors, compositions, engine_call
+from gpu_bench.models import Model, branches_of, chosen_models, smooth_qkv
+from gpu_bench.recording import DENSITY, Tensors, compositions, engine_call, runtime_call
 
 INTERVALS = (1, 5)
 METHODS = ("svg2", "draft", "tiles, mean_key", "clusters, mean_key")
@@ -70,9 +69,7 @@ def _learnt(method: SparseMethod, x: Tensors, model: Model) -> Row:
     for step in range(2):
         memory = PeakMemory(x[0].device)
         for branch in branches_of(model):
-            runtime.run(
-                *x, Call(Site(0, step, STEPS, branch), model.layout, 1, None, lambda: x[0], None, None)
-            )
+            runtime.run(*x, runtime_call(model.layout, step, x[0], branch))
         extra = memory.extra_bytes() if x[0].is_cuda else None
         # Above what is held: the output of the call is no extra.
         peaks.append(None if extra is None else round((extra - x[0].nbytes) / 1e6, 1))

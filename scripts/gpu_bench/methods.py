@@ -10,7 +10,6 @@ which stay the same from step to step and are the same in both branches.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean, median
@@ -20,13 +19,13 @@ import torch
 import dit_sparse
 from dit_sparse.context import STAGES
 from dit_sparse.engine import SparseMethod
-from dit_sparse.layout import Branch, Site, TokenLayout
+from dit_sparse.layout import Branch, TokenLayout
 from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.report.clock import Stopwatch
-from dit_sparse.runtime import Call, Runtime
+from dit_sparse.runtime import Runtime
 from gpu_bench.harness import Row, Settings, benchmark, error_note, fastest, measure_dense, told
 from gpu_bench.models import STEPS, Model, branches_of, chosen_models, smooth_qkv
-from gpu_bench.recording import Tensors
+from gpu_bench.recording import Tensors, runtime_call
 
 DENSITY = 0.2
 REPEATS = 4
@@ -137,7 +136,7 @@ def calls_of_run(method: SparseMethod, model: Model) -> dict[Branch, Counter[str
     counts: dict[Branch, Counter[str]] = {branch: Counter() for branch in branches_of(model)}
     for step in range(STEPS):
         for branch in counts:
-            runtime.run(*x, _call(step, branch, layout, lambda: x[0]))
+            runtime.run(*x, runtime_call(layout, step, x[0], branch))
     for record in runtime.records:
         kind = "sparse" if record.dense_reason is None else "observed"
         counts[record.site.branch][kind if record.backend != "dense" else "dense"] += 1
@@ -155,7 +154,7 @@ def timed_calls(
     def run(step: int, branch: Branch) -> list:
         marks = [("start", watch.mark())]
         runtime.recorder = lambda stage: marks.append((stage, watch.mark()))
-        runtime.run(*x, _call(step, branch, model.layout, lambda: x[0]))
+        runtime.run(*x, runtime_call(model.layout, step, x[0], branch))
         marks.append(("end", watch.mark()))
         return marks
 
@@ -189,7 +188,3 @@ def _sparse_density(runtime: Runtime, branch: Branch) -> float:
     """Of the last sparse call; a method may have observed dense attention again since."""
     found = (r.density for r in runtime.records if r.dense_reason is None and r.site.branch == branch)
     return float(list(found)[-1])
-
-
-def _call(step: int, branch: Branch, layout: TokenLayout, dense: Callable[[], torch.Tensor]) -> Call:
-    return Call(Site(0, step, STEPS, branch), layout, 1, None, dense, None, None)

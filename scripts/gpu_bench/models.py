@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dit_sparse.layout import Branch, TextPosition, TokenLayout
+from dit_sparse.layout import Branch, TextPosition, TokenLayout, step_at
 
 STEPS = 50
 
@@ -46,7 +45,7 @@ class Model:
     @property
     def dense_steps(self) -> int:
         """Steps of a :data:`STEPS`-step run that the guard leaves dense."""
-        return math.ceil(self.guard * STEPS - 1e-9)
+        return step_at(self.guard, STEPS)
 
 
 MODELS = {

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 
 from dit_sparse import kernels, patterns
-from dit_sparse.layout import Site, pack_bits
+from dit_sparse.layout import pack_bits
 from dit_sparse.methods import ModelInfo
 from dit_sparse.methods.profiled import make_profiled
 from dit_sparse.orderings import AXIS_ORDERS, axis_order, with_text
@@ -20,12 +20,12 @@ from dit_sparse.profiler import CostTable, measure_cost
 from dit_sparse.profiler.cost import time_cost
 from dit_sparse.profiler.timing import Timer, device_ms, median_ms
 from dit_sparse.report.clock import Stopwatch
-from dit_sparse.runtime import Call, Runtime
+from dit_sparse.runtime import Runtime
 from dit_sparse.selectors import forced_pairs
 from dit_sparse.selectors.spend import spend
 from gpu_bench.harness import BLOCK, Row, Settings, benchmark, error_note
 from gpu_bench.models import MODELS, STEPS, Model, smooth_qkv
-from gpu_bench.recording import Tensors
+from gpu_bench.recording import Tensors, runtime_call
 
 Heads = tuple[tuple[str, str, float], ...]
 PROFILES: dict[str, Heads] = {
@@ -81,7 +81,7 @@ def _measured(
 ) -> Row:
     """Times of a layer in the middle of a step group: what is made once per group is there."""
     runtime = Runtime(make_profiled(profile, ["transformer"]).build(ModelInfo(model.family, 1, model.dim)))
-    call = Call(Site(0, 0, STEPS), model.layout, 1, None, lambda: x[2], None, None)
+    call = runtime_call(model.layout, 0, x[2])
     run, said = partial(runtime.run, *x, call), predicted(profile, table)
     alone_ms = settings.time(run)
     ms = _timer(settings)(run, settings.budget_ms)

@@ -9,9 +9,10 @@ from torch import Tensor
 from dit_sparse.context import PlanContext
 from dit_sparse.corrections import CorrectionInput
 from dit_sparse.engine import SparseMethod, sparse_attention
-from dit_sparse.layout import AttentionPlan, Site, TokenLayout
+from dit_sparse.layout import AttentionPlan, Branch, Site, TokenLayout
 from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.orderings import Ordering, Raster, Tiles, TokenOrder
+from dit_sparse.runtime import Call
 from dit_sparse.schedule import Schedule
 from dit_sparse.selectors import SelectionInput, Selector, TopK
 from dit_sparse.selectors.scores import Score
@@ -95,6 +96,11 @@ def record(method: SparseMethod, x: Tensors, layout: TokenLayout) -> Recorded:
     for step in range(2):
         _, plan = engine_call(tapped, x, layout, state, step)
     return Recorded(ordering.given, ordering.made, selector.given, selector.made, correction.given, plan)
+
+
+def runtime_call(layout: TokenLayout, step: int, dense: Tensor, branch: Branch = "batched") -> Call:
+    """A call of the first layer as the hooks hand it to the runtime; ``dense`` is its dense output."""
+    return Call(Site(0, step, STEPS, branch), layout, 1, None, lambda: dense, None, None)
 
 
 def engine_call(
