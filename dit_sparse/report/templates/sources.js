@@ -64,6 +64,12 @@ const videoSource = (media, show, changed) => {
     const bytes = atob(media.source.slice(media.source.indexOf(",") + 1));
     return URL.createObjectURL(new Blob([Uint8Array.from(bytes, (c) => c.charCodeAt(0))], { type: "video/mp4" }));
   };
+  // A picture already on its way is presented after the pause: go back to the one that the page names.
+  const hold = () => {
+    if (video.paused) return;
+    video.pause();
+    if (pictured >= 0) { wanted = pictured; go(); }
+  };
   return {
     load: () => new Promise((resolve, reject) => {
       video.addEventListener("loadeddata", resolve, { once: true });
@@ -80,7 +86,7 @@ const videoSource = (media, show, changed) => {
       if (!busy) go();
     },
     play: () => { wanted = null; video.play().catch(changed); },
-    pause: () => video.pause(),
+    pause: hold,
     playing: () => !video.paused,
     speed: (factor) => { video.playbackRate = factor; },
   };
