@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -78,13 +77,6 @@ def expect(page: Page, frame: int) -> None:
     assert page.evaluate("document.getElementById('frame').textContent") == f"frame {frame + 1} / {FRAMES}"
 
 
-def settle(page: Page, frame: int, timeout_s: float = 5) -> None:
-    """Wait for the browser to repaint: a picture under way when a video pauses may show for a moment."""
-    end = time.monotonic() + timeout_s
-    while panels(page) != [frame, frame] and time.monotonic() < end:
-        time.sleep(0.02)
-
-
 def test_every_frame_is_reached_by_steps_jumps_and_keys(opened: Page, folder: Path):
     expect(opened, 0)
     for frame in range(1, FRAMES):
@@ -121,7 +113,6 @@ def test_panels_stay_together_while_playing(opened: Page):
     opened.evaluate("document.getElementById('play').click()")
     opened.wait("document.getElementById('play').textContent === 'Play'")
     frame = int(opened.evaluate(SHOWN))
-    settle(opened, frame)
     expect(opened, frame)
 
 

@@ -21,7 +21,6 @@ const setUpPlayer = (media) => {
   };
   const source = (media.kind === "sheet" ? sheetSource : videoSource)(media, show, changed);
   const go = (frame) => {
-    source.pause();
     aim = Math.min(media.frames - 1, Math.max(0, frame));
     scrub.value = aim;
     source.seek(aim);

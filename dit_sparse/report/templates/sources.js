@@ -1,5 +1,5 @@
-// Where the player's pictures come from. Both sources know seek(frame), play(), pause(), playing() and
-// speed(factor); they call show(frame, picture, x, y) when a frame is ready, (x, y) being its corner in the picture,
+// Where the player's pictures come from. Both sources know seek(frame), which stops playing, play(), pause(), playing()
+// and speed(factor); they call show(frame, picture, x, y) when a frame is ready, (x, y) being its corner in the picture,
 // and changed() when they start or stop.
 
 // All frames in one picture: exact, and at once.
@@ -17,11 +17,12 @@ const sheetSource = (media, show, changed) => {
     if (wanted >= 0 && wanted !== frame) draw(wanted);
     timer = requestAnimationFrame(tick);
   };
+  const pause = () => { if (timer !== null) { cancelAnimationFrame(timer); timer = null; changed(); } };
   return {
     load: async () => { sheet.src = media.source; await sheet.decode(); },
-    seek: draw,
+    seek: (wanted) => { pause(); draw(wanted); },
     play: () => { if (timer === null) { rebase(); timer = requestAnimationFrame(tick); changed(); } },
-    pause: () => { if (timer !== null) { cancelAnimationFrame(timer); timer = null; changed(); } },
+    pause,
     playing: () => timer !== null,
     speed: (factor) => { rate = factor; rebase(); },
   };
@@ -64,11 +65,11 @@ const videoSource = (media, show, changed) => {
     const bytes = atob(media.source.slice(media.source.indexOf(",") + 1));
     return URL.createObjectURL(new Blob([Uint8Array.from(bytes, (c) => c.charCodeAt(0))], { type: "video/mp4" }));
   };
-  // A picture already on its way is presented after the pause: go back to the one that the page names.
-  const hold = () => {
-    if (video.paused) return;
+  const seek = (frame) => {
     video.pause();
-    if (pictured >= 0) { wanted = pictured; go(); }
+    const busy = video.seeking && wanted !== null;
+    wanted = clamp(frame);
+    if (!busy) go();
   };
   return {
     load: () => new Promise((resolve, reject) => {
@@ -79,14 +80,10 @@ const videoSource = (media, show, changed) => {
       if (exact) video.requestVideoFrameCallback(presented);
       else poll();
     }),
-    seek: (frame) => {
-      video.pause();
-      const busy = video.seeking && wanted !== null;
-      wanted = clamp(frame);
-      if (!busy) go();
-    },
+    seek,
     play: () => { wanted = null; video.play().catch(changed); },
-    pause: hold,
+    // A picture already on its way is presented after the pause: go back to the one that the page names.
+    pause: () => { if (!video.paused && pictured >= 0) seek(pictured); else video.pause(); },
     playing: () => !video.paused,
     speed: (factor) => { video.playbackRate = factor; },
   };
