@@ -189,6 +189,16 @@ def uncorrected_attention(
     return _restored(given.out, order), given.lse if order is None else _unsorted(given.lse, order)
 
 
+def permuted(
+    q: Tensor, k: Tensor, v: Tensor, q_order: Tensor | None, kv_order: Tensor | None
+) -> tuple[Tensor, ...]:
+    """q, k and v ``[B, N, H, D]`` in the orders of a plan; those that share one are moved together."""
+    if q_order is kv_order:
+        return (q, k, v) if q_order is None else kernels.permute_together((q, k, v), q_order)
+    queries = q if q_order is None else kernels.permute_rows(q, q_order)
+    return queries, *((k, v) if kv_order is None else kernels.permute_together((k, v), kv_order))
+
+
 @dataclass(frozen=True)
 class _Call:
     """One attention call in the order of its plan: q, k, v ``[B, N, H, D]``."""
@@ -228,7 +238,7 @@ def _reordered(q: Tensor, k: Tensor, v: Tensor, method: SparseMethod, context: P
     if state.plan is not None and 0 <= context.site.step - state.plan_step < interval:
         plan = state.plan.unpacked()
         context.ended("select")
-        q, k, v = _permuted(q, plan.q_order), _permuted(k, plan.kv_order), _permuted(v, plan.kv_order)
+        q, k, v = permuted(q, k, v, plan.q_order, plan.kv_order)
         context.ended("permute")
         return _Call(plan, plan.block_map, q, k, v, context.scale)
     call = _planned(q, k, v, method, context)
@@ -262,7 +272,7 @@ def _posed(
     shared = order.kv is order.q
     q_order = with_text(order.q, layout)
     kv_order = q_order if shared else with_text(order.kv, layout)
-    q_sorted, k_sorted, v_sorted = _permuted(q, q_order), _permuted(k, kv_order), _permuted(v, kv_order)
+    q_sorted, k_sorted, v_sorted = permuted(q, k, v, q_order, kv_order)
     context.ended("permute")
     reordered = q_order is not None
     forced = forced_pairs(
@@ -276,10 +286,6 @@ def _posed(
     video_start = 0 if reordered else layout.video_start
     given = SelectionInput(q_sorted, k_sorted, v_sorted, order, forced, video_start, context)
     return given, q_order, kv_order
-
-
-def _permuted(x: Tensor, order: Tensor | None) -> Tensor:
-    return x if order is None else kernels.permute_rows(x, order)
 
 
 def _restored(x: Tensor, order: Tensor | None) -> Tensor:

@@ -56,7 +56,9 @@ def test_kernel_benchmarks():
     for refused in ("sparse flash4", "dense sageattention (int8)"):
         assert by_kernel[refused]["note"]
     assert by_kernel["sparse triton"].get("note") or by_kernel["sparse triton"]["ms"] > 0
-    assert [row["kernel"] for row in row_moves("toy", (300, 2, 32), CPU)] == ["copy", "permute", "restore"]
+    moves = row_moves("toy", (300, 2, 32), CPU)
+    assert [row["kernel"] for row in moves if "of_copy" not in row] == ["copy q, k, v", "copy q"]
+    assert all(row["ms"] > 0 and row["host us"] > 0 for row in moves)
     assert all(row["ms"] > 0 for row in kmeans_rows("toy", (300, 2, 32), (5,), CPU))
 
 

@@ -17,6 +17,7 @@ from dit_sparse.selectors import (
     forced_pairs,
     keep_smallest,
 )
+from dit_sparse.selectors.spend import spend, spend_by_head
 from dit_sparse.state import LayerState
 
 
@@ -110,6 +111,19 @@ def test_top_p_with_a_density_spends_where_heads_need_it():
     for scope in ("row", "head"):
         even = TopK(0.3, scope).select(problem)
         assert (mass * mask).sum() >= (mass * even).sum() * even.sum().clamp(max=mask.sum()) / even.sum()
+
+
+def test_budgets_by_head_are_those_of_each_head_alone():
+    cost = torch.rand(2, 4, 9, 11, generator=torch.Generator().manual_seed(0))
+    forced = torch.eye(9, 11).bool()
+    densities = (0.2, 0.6, 0.2, 1.0)
+    pairs = [round(density * 99) for density in densities]
+    together = spend_by_head(cost, forced, torch.tensor(pairs), max(pairs))
+    assert together.sum(dim=(2, 3)).tolist() == [pairs] * 2
+    for head, density in enumerate(densities):
+        assert torch.equal(together[:, head], spend(cost[:, head : head + 1], forced, density, "head")[:, 0])
+    few = spend_by_head(cost, forced, torch.ones(4, dtype=torch.int64), 1)
+    assert torch.equal(few, forced.expand_as(few)), "forced pairs are kept beyond the budget"
 
 
 def test_samples_of_a_batch_do_not_influence_one_another():

@@ -15,7 +15,7 @@ from dit_sparse.kernels.mask_error import mask_error
 from dit_sparse.kernels.norm_rope import inverse_order, norm_rope, rotary_table
 from dit_sparse.kernels.pooling import block_mass, mean_key_mass, pool_blocks, pooled_scores
 from dit_sparse.kernels.quantize import PRECISIONS
-from dit_sparse.kernels.rows import permute_rows, restore_rows
+from dit_sparse.kernels.rows import permute_rows, permute_together, restore_rows
 from dit_sparse.kernels.sampling import representative_rows, sampled_block_mass, sampled_recall
 from dit_sparse.kernels.similarity import block_similarity
 from dit_sparse.kernels.variable_blocks import VariableBlocks
@@ -42,6 +42,7 @@ __all__ = [
     "moment_error",
     "norm_rope",
     "permute_rows",
+    "permute_together",
     "pool_blocks",
     "pooled_attention",
     "pooled_scores",

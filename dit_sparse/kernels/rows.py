@@ -7,13 +7,15 @@ memory speed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from dit_sparse.kernels.checks import FLOAT_DTYPES, check_tokens
 from dit_sparse.kernels.dispatch import use_triton
 
-MOVED = (*FLOAT_DTYPES, torch.int8)
+MOVED = (*FLOAT_DTYPES, torch.int8, torch.uint8)
 """Types of the rows that can be moved."""
 
 
@@ -43,22 +45,39 @@ def permute_rows(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
     """``out[b, i, h] = x[b, order[b, h, i], h]``: token i of the result is token ``order[..., i]`` of x.
 
     Args:
-        x: ``[B, N, H, D]``, float16, bfloat16, float32 or int8; any strides with a contiguous last dimension.
+        x: ``[B, N, H, D]``, any of :data:`MOVED`; any strides with a contiguous last dimension.
         order: permutations of 0..N-1, int64 (or int32) ``[N]``, ``[H, N]`` or ``[B, H, N]``.
         impl: "auto" (Triton on a GPU), "triton" or "reference".
 
     Returns:
         Contiguous ``[B, N, H, D]``, bit for bit the rows of x.
     """
-    check_tokens("x", x, MOVED)
-    expanded = check_order(x, order)
-    if use_triton(x, impl):
+    return permute_together((x,), order, impl=impl)[0]
+
+
+@torch.no_grad()
+def permute_together(tensors: Sequence[Tensor], order: Tensor, *, impl: str = "auto") -> tuple[Tensor, ...]:
+    """:func:`permute_rows` of several tensors that share an order: one launch where they also share shape,
+    strides and type, as q, k and v of a layer do.
+
+    Args:
+        tensors: one to three, each as there.
+        order: as there.
+        impl: as there.
+    """
+    for x in tensors:
+        check_tokens("x", x, MOVED)
+        expanded = check_order(x, order)
+    if use_triton(tensors[0], impl):
         from dit_sparse.kernels import triton_rows
 
-        return triton_rows.move(x, expanded, scatter=False)
+        alike = len({(x.shape, x.stride(), x.dtype) for x in tensors}) == 1
+        if alike:
+            return triton_rows.move(tensors, expanded, scatter=False)
+        return tuple(triton_rows.move((x,), expanded, scatter=False)[0] for x in tensors)
     if order.dim() == 1:
-        return x.index_select(1, order)
-    return x.gather(1, _row_index(expanded, x.shape[-1])).contiguous()
+        return tuple(x.index_select(1, order) for x in tensors)
+    return tuple(x.gather(1, _row_index(expanded, x.shape[-1])).contiguous() for x in tensors)
 
 
 @torch.no_grad()
@@ -72,7 +91,7 @@ def restore_rows(x: Tensor, order: Tensor, *, impl: str = "auto") -> Tensor:
     if use_triton(x, impl):
         from dit_sparse.kernels import triton_rows
 
-        return triton_rows.move(x, expanded, scatter=True)
+        return triton_rows.move((x,), expanded, scatter=True)[0]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if order.dim() == 1:
         return out.index_copy_(1, order.long(), x)

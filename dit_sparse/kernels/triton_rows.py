@@ -4,6 +4,8 @@ rows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -15,12 +17,16 @@ TILE_BYTES = 16 * 1024
 """Data one program moves: enough loads in flight to cover memory latency."""
 
 
+MOST = 3
+"""Tensors moved in one launch."""
+
+
 @triton.jit(do_not_specialize=["tokens", "stride_ob", "stride_oh", "stride_on"])
-def _move_kernel(x, order, out, tokens, stride_xb, stride_xn, stride_xh, stride_yb, stride_yn, stride_yh,
-                 stride_ob, stride_oh, stride_on, D: tl.constexpr, D_PAD: tl.constexpr, ROWS: tl.constexpr,
-                 SCATTER: tl.constexpr):  # fmt: skip
+def _move_kernel(x0, x1, x2, order, y0, y1, y2, tokens, stride_xb, stride_xn, stride_xh, stride_yb, stride_yn,
+                 stride_yh, stride_ob, stride_oh, stride_on, D: tl.constexpr, D_PAD: tl.constexpr,
+                 ROWS: tl.constexpr, COUNT: tl.constexpr, SCATTER: tl.constexpr):  # fmt: skip
     """Grid (runs of tokens, heads, batch). The ordered side is the source of a gather, the target of a
-    scatter."""
+    scatter. The order is read once for the COUNT tensors."""
     h = tl.program_id(1).to(tl.int64)
     b = tl.program_id(2).to(tl.int64)
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -37,32 +43,41 @@ def _move_kernel(x, order, out, tokens, stride_xb, stride_xn, stride_xh, stride_
         target = position
     offs_d = tl.arange(0, D_PAD)
     mask = live[:, None] & (offs_d < D)[None, :]
-    rows = tl.load(
-        x + b * stride_xb + h * stride_xh + source[:, None] * stride_xn + offs_d[None, :], mask=mask
-    )
-    tl.store(
-        out + b * stride_yb + h * stride_yh + target[:, None] * stride_yn + offs_d[None, :], rows, mask=mask
-    )
+    read = b * stride_xb + h * stride_xh + source[:, None] * stride_xn + offs_d[None, :]
+    written = b * stride_yb + h * stride_yh + target[:, None] * stride_yn + offs_d[None, :]
+    rows0 = tl.load(x0 + read, mask=mask)
+    if COUNT > 1:
+        rows1 = tl.load(x1 + read, mask=mask)
+    if COUNT > 2:
+        rows2 = tl.load(x2 + read, mask=mask)
+    tl.store(y0 + written, rows0, mask=mask)
+    if COUNT > 1:
+        tl.store(y1 + written, rows1, mask=mask)
+    if COUNT > 2:
+        tl.store(y2 + written, rows2, mask=mask)
 
 
-def move(x: Tensor, order: Tensor, *, scatter: bool) -> Tensor:
-    """Permute (``scatter=False``) or restore the rows of ``x``; see :mod:`dit_sparse.kernels.rows`.
+def move(tensors: Sequence[Tensor], order: Tensor, *, scatter: bool) -> tuple[Tensor, ...]:
+    """Permute (``scatter=False``) or restore the rows of tensors; see :mod:`dit_sparse.kernels.rows`.
 
     Args:
-        x: ``[B, N, H, D]``.
+        tensors: one to :data:`MOST` ``[B, N, H, D]`` of one shape, type and strides.
         order: ``[B, H, N]``, any strides, so that an order shared by heads is read in place.
     """
-    batch, tokens, heads, dim = x.shape
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    first, count = tensors[0], len(tensors)
+    batch, tokens, heads, dim = first.shape
+    out = tuple(torch.empty(first.shape, dtype=first.dtype, device=first.device) for _ in tensors)
     # Bits are moved as integers: a float could be quietened or flushed on its way.
-    as_integer = {1: torch.int8, 2: torch.int16, 4: torch.int32}[x.element_size()]
+    as_integer = {1: torch.int8, 2: torch.int16, 4: torch.int32}[first.element_size()]
+    # Places that the kernel has no tensor for are never touched.
+    x, y = ([t.view(as_integer) for t in some] * MOST for some in (tensors, out))
     dim_pad = triton.next_power_of_2(dim)
-    rows = max(1, TILE_BYTES // (dim_pad * x.element_size()))
+    rows = triton.next_power_of_2(max(1, TILE_BYTES // (dim_pad * first.element_size())))
     grid = (ceil_div(tokens, rows), heads, batch)
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(first):
         _move_kernel[grid](
-            x.view(as_integer), order, out.view(as_integer), tokens,
-            *x.stride()[:3], *out.stride()[:3], *order.stride(),
-            D=dim, D_PAD=dim_pad, ROWS=triton.next_power_of_2(rows), SCATTER=scatter,
+            *x[:MOST], order, *y[:MOST], tokens,
+            *first.stride()[:3], *out[0].stride()[:3], *order.stride(),
+            D=dim, D_PAD=dim_pad, ROWS=rows, COUNT=count, SCATTER=scatter,
         )  # fmt: skip
     return out

@@ -17,13 +17,15 @@ from dit_sparse.methods.profiled_rows import HeadRows, LayerRow, indices
 from dit_sparse.orderings import AXIS_ORDERS, CHOICE, Heads, TokenOrder, axis_order, axis_orders
 from dit_sparse.patterns import DENSE, DYNAMIC, KINDS, MASK, OBSERVED, RADIAL, SKIP, WINDOW
 from dit_sparse.selectors import RadialBand, SelectionInput, Window, estimate_mass, forced_pairs
-from dit_sparse.selectors.spend import spend
+from dit_sparse.selectors.spend import spend_by_head
 
 if TYPE_CHECKING:
     from dit_sparse.context import Observation, PlanContext
 
 AXES, PAIRS = "profile.axes", "profile.pairs"
 """Keys in the layer's state: (step group, what was prepared for it)."""
+Dynamic = tuple[Heads, Tensor, int]
+"""Dynamic heads, the pairs that each keeps as int64 ``[heads]``, and the most of them."""
 
 
 @dataclass(frozen=True)
@@ -103,37 +105,27 @@ class ProfiledPairs:
         Raises:
             ValueError: if an observed head has observed nothing yet.
         """
-        bits, dynamic, budgets, observed = _carried(
-            self.rows, PAIRS, given.context, lambda: self._prepared(given)
-        )
+        bits, dynamic, observed = _carried(self.rows, PAIRS, given.context, lambda: self._prepared(given))
         mask = None if bits is None else unpack_bits(bits, given.forced.shape[1]).expand(given.shape)
-        if budgets:
-            mask = _put(mask, dynamic, self._dynamic(given, dynamic, budgets))
+        if dynamic is not None:
+            mask = _put(mask, dynamic[0], _heaviest(given, *dynamic))
         if observed is not None:
             mask = _put(mask, observed, self.learning.pairs(given.context, given.forced))
         assert mask is not None, "a layer has heads"
         return mask
 
-    def _dynamic(self, given: SelectionInput, heads: Heads, budgets: tuple[tuple[float, int], ...]) -> Tensor:
-        """Pairs of the dynamic heads, which are sorted by density."""
-        cost = -estimate_mass(replace(given, q=given.q[:, :, heads], k=given.k[:, :, heads]), "mean_key")
-        parts = cost.split([count for _, count in budgets], dim=1)
-        chosen = [spend(part, given.forced, density, "head") for part, (density, _) in zip(parts, budgets)]
-        return torch.cat(chosen, dim=1)
-
-    def _prepared(
-        self, given: SelectionInput
-    ) -> tuple[Tensor | None, Heads | None, tuple[Any, ...], Heads | None]:
-        """Bits ``[H, nQ, ceil(nK / 8)]``, None where no head has pairs that stay; dynamic heads by density
-        or None; (density, number of heads) of those; observed heads or None."""
+    def _prepared(self, given: SelectionInput) -> tuple[Tensor | None, Dynamic | None, Heads | None]:
+        """Bits ``[H, nQ, ceil(nK / 8)]``, None where no head has pairs that stay; dynamic heads; observed
+        heads."""
         row, device = self.rows.row(given.context), given.q.device
-        count = len(row.kind)
-        dynamic = sorted(row.heads_of(DYNAMIC), key=lambda head: row.density[head])
-        budgets = tuple(Counter(row.density[head] for head in dynamic).items())  # in the order of the heads
-        observed = row.heads_of(OBSERVED)
+        count, size = len(row.kind), given.forced.numel()
+        dynamic, observed = row.heads_of(DYNAMIC), row.heads_of(OBSERVED)
         bits = None if count in (len(dynamic), len(observed)) else pack_bits(fixed_pairs(row, given))
-        places = (indices(heads, count, device) if heads else None for heads in (dynamic, observed))
-        return bits, next(places), budgets, next(places)
+        chosen = None
+        if dynamic:
+            pairs = [max(1, round(row.density[head] * size)) for head in dynamic]
+            chosen = (indices(dynamic, count, device), torch.tensor(pairs, device=device), max(pairs))
+        return bits, chosen, indices(observed, count, device) if observed else None
 
     def __str__(self) -> str:
         counts = Counter(KINDS[kind] for kind in self.rows.table.kind.flatten().tolist())
@@ -176,6 +168,12 @@ def _choice(row: LayerRow, device: torch.device) -> Tensor | int | tuple[Tensor,
     if OBSERVED in row.kind:
         return axes, torch.tensor([kind == OBSERVED for kind in row.kind], device=device)
     return row.axes[0] if len(set(row.axes)) == 1 else axes
+
+
+def _heaviest(given: SelectionInput, heads: Heads, pairs: Tensor, most: int) -> Tensor:
+    """Pairs of the dynamic heads."""
+    mass = estimate_mass(replace(given, q=given.q[:, :, heads], k=given.k[:, :, heads]), "mean_key")
+    return spend_by_head(-mass, given.forced, pairs, most)
 
 
 def _put(mask: Tensor | None, heads: Heads, pairs: Tensor) -> Tensor:

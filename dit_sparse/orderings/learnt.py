@@ -159,7 +159,7 @@ def order_errors(
     missed, energy = [], []
     for video_order in orders:
         order = with_text(video_order, layout)
-        keys, values = (kernels.permute_rows(x, order) for x in (k, v))
+        keys, values = kernels.permute_together((k, v), order)
         compared = order[rows]
         queries, dense = (x.index_select(1, compared) for x in (q, out))
         known = lse.index_select(-1, compared)

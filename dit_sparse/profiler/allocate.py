@@ -23,12 +23,14 @@ HALVINGS = 60
 
 def left_for_heads(problem: Problem, offered: Candidates, cost: Cost, limit: float) -> float:
     """What the heads may cost in a sparse step whatever they choose: without the most that reordering takes
-    and, where they may be observed, the steps at which they learn again."""
+    and, where they may be observed, what is carried for them and the steps at which they learn again."""
     learning = OBSERVED in offered.kind
     kind = np.full(problem.sizes, OBSERVED if learning else DENSE + 1)
     somewhere = problem.reordered(kind, problem.recording.axes.numpy())
     if learning and (observed := cost.observed()) is not None:
         limit = (limit - problem.relearning * observed) / max(1 - problem.relearning, 1e-9)
+    if learning:
+        limit -= problem.sizes[1] * cost.correction()
     return limit - float(problem.share @ somewhere.sum(axis=-1)) * cost.reorder()
 
 

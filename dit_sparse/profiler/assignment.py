@@ -96,6 +96,8 @@ def step_cost(problem: Problem, given: Assignment, cost: Cost) -> float:
         at = given.precision == index
         by_head[at] = cost.heads(given.kind[at], given.pairs[at] / problem.total, PRECISIONS[index])
     by_layer = by_head.sum(axis=-1) + cost.reorder() * problem.reordered(given.kind, given.axes)
+    if learns(given):
+        by_layer = by_layer + cost.correction()
     # A layer that is dense throughout takes the dense kernel.
     whole = (given.kind == DENSE).all(axis=-1) & (given.precision == 0)
     by_layer = np.where(whole, cost.dense() / problem.sizes[1], by_layer)

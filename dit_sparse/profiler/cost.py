@@ -32,6 +32,10 @@ class Cost(Protocol):
         """Of a layer some of whose heads have another order than the model's."""
         ...
 
+    def correction(self) -> float:
+        """Of a sparse layer of a profile whose heads learn, which carries what is lacking."""
+        ...
+
     def dense(self) -> float:
         """Of a step that is dense throughout."""
         ...
@@ -53,6 +57,10 @@ class DensityCost:
         return density / (self.layers * self.num_heads)
 
     def reorder(self) -> float:
+        """Nothing."""
+        return 0.0
+
+    def correction(self) -> float:
         """Nothing."""
         return 0.0
 
@@ -93,6 +101,10 @@ class TimeCost:
     def reorder(self) -> float:
         """ms of gathering q, k and v and scattering the output."""
         return self.table.planning_ms("reorder", self.tokens, self.num_heads)
+
+    def correction(self) -> float:
+        """ms of the means of what is skipped and of the carried residual."""
+        return self.table.planning_ms("correct", self.tokens, self.num_heads)
 
     def dense(self) -> float:
         """ms by the fastest dense kernel."""

@@ -12,8 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dit_sparse.kernels import PRECISIONS
 
-Planning = Literal["unpack", "score", "map", "reorder"]
-EXPONENTS: Mapping[str, float] = {"attention": 2.0, "unpack": 2.0, "score": 2.0, "map": 2.0, "reorder": 1.0}
+Planning = Literal["unpack", "score", "map", "reorder", "correct"]
+EXPONENTS: Mapping[str, float] = {
+    **{"attention": 2.0, "unpack": 2.0, "score": 2.0, "map": 2.0},
+    **{"reorder": 1.0, "correct": 2.0},
+}
 """How times grow with the number of tokens where one length only was measured."""
 
 
@@ -41,7 +44,7 @@ class DenseTime(_Part):
 class PlanningTime(_Part):
     """What a call does besides, for all heads. unpack: bits become a mask. score: mean keys are scored and
     pairs chosen. map: a mask becomes a block map. reorder: q, k and v are gathered, the output is
-    scattered."""
+    scattered. correct: skipped blocks enter through their means, and a carried residual is added."""
 
     what: Planning
     tokens: int = Field(ge=1)

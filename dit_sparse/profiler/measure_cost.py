@@ -11,8 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from dit_sparse import kernels
+from dit_sparse.context import PlanContext
+from dit_sparse.corrections import CorrectionInput, LowRankResidual
 from dit_sparse.kernels.dispatch import explain_backend
-from dit_sparse.layout import BlockMap, TokenLayout, pack_bits, unpack_bits
+from dit_sparse.layout import BlockMap, Site, TokenLayout, pack_bits, unpack_bits
 from dit_sparse.orderings import axis_order, with_text
 from dit_sparse.profiler.cost_table import AttentionTime, CostTable, DenseTime, Planning, PlanningTime
 from dit_sparse.profiler.timing import (
@@ -26,6 +28,7 @@ from dit_sparse.profiler.timing import (
 )
 from dit_sparse.selectors.base import forced_pairs
 from dit_sparse.selectors.spend import spend
+from dit_sparse.state import LayerState
 
 DENSITIES = (0.05, 0.1, 0.25, 0.5, 1.0)
 BUDGET_MS = 200.0
@@ -122,15 +125,24 @@ def planning_runs(
     order = torch.stack([with_text(orders[head % 2], layout) for head in range(heads)])
 
     def reorder() -> object:
-        for x in (q, k, v):
-            kernels.permute_rows(x, order)
+        kernels.permute_together((q, k, v), order)
         return kernels.restore_rows(q, order)
+
+    block_map = BlockMap.from_mask(mask[None], tokens, tokens, block_size)
+    out, lse = kernels.block_sparse_attention(q, k, v, block_map, scale=scale, return_lse=True)
+    context = PlanContext(layout, Site(0, 0), scale, block_size, LayerState())
+    given, carried = CorrectionInput(q, k, v, out, lse, block_map, scale, None, context), LowRankResidual()
+    levels, directions = carried.lack(given, q)
+
+    def correct() -> object:
+        return carried.add(given, kernels.permute_rows(levels, order), directions)
 
     return {
         "unpack": lambda: unpack_bits(bits, columns),
         "score": lambda: spend(-kernels.mean_key_mass(q, k, block_size, scale), forced, 0.25, "head"),
         "map": lambda: BlockMap.from_mask(mask[None], tokens, tokens, block_size).density(),
         "reorder": reorder,
+        "correct": correct,
     }
 
 

@@ -14,7 +14,7 @@ import torch
 
 from dit_sparse import kernels
 from dit_sparse.corrections import PooledCompensation
-from dit_sparse.engine import SparseMethod
+from dit_sparse.engine import SparseMethod, permuted
 from dit_sparse.layout import BlockMap, TokenLayout
 from dit_sparse.orderings import Ordering, SemanticClusters
 from dit_sparse.selectors import estimate_mass
@@ -69,8 +69,8 @@ def planning_stages(method: SparseMethod, x: Tensors, seen: Recorded) -> dict[st
     packed = plan.packed()
     stages["pack"], stages["unpack"] = plan.packed, packed.unpacked
     if plan.q_order is not None and plan.kv_order is not None:
-        orders = (plan.q_order, plan.kv_order, plan.kv_order)
-        stages["permute"] = lambda: [kernels.permute_rows(t, order) for t, order in zip(x, orders)]
+        orders = (plan.q_order, plan.kv_order)
+        stages["permute"] = lambda: permuted(*x, *orders)
         stages["restore"] = lambda: kernels.restore_rows(seen.correction.out, orders[0])
     return stages
 

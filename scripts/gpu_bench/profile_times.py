@@ -18,7 +18,6 @@ from dit_sparse.methods.profiled import make_profiled
 from dit_sparse.orderings import AXIS_ORDERS, axis_order, with_text
 from dit_sparse.profiler import CostTable, measure_cost
 from dit_sparse.profiler.cost import time_cost
-from dit_sparse.profiler.timing import Timer, device_ms, median_ms
 from dit_sparse.report.clock import Stopwatch
 from dit_sparse.runtime import Runtime
 from dit_sparse.selectors import forced_pairs
@@ -61,7 +60,7 @@ def profile_rows(name: str, model: Model, settings: Settings, block: tuple[int, 
             command="gpu_check.py",
             dtype=x[0].dtype,
             block_size=block,
-            timer=_timer(settings),
+            timer=settings.ahead,
         )
     except Exception as error:  # out of memory at one shape must not cost the others
         return [base | {"note": error_note(error)}]
@@ -84,7 +83,7 @@ def _measured(
     call = runtime_call(model.layout, 0, x[2])
     run, said = partial(runtime.run, *x, call), predicted(profile, table)
     alone_ms = settings.time(run)
-    ms = _timer(settings)(run, settings.budget_ms)
+    ms = settings.ahead(run, settings.budget_ms)
     watch, marks = Stopwatch(x[0].device), []
     runtime.recorder = lambda stage: marks.append((stage, watch.mark()))
     begun = watch.mark()
@@ -107,11 +106,6 @@ def _measured(
         found = sum(spent.get(stage, 0.0) for stage in stages)
         row |= {f"{part}: predicted": round(said[part], 3), f"{part}: one call": round(found, 3)}
     return row
-
-
-def _timer(settings: Settings) -> Timer:
-    """With the host ahead, where there is a device to be ahead of."""
-    return device_ms if settings.timer is median_ms else settings.timer
 
 
 def predicted(profile: patterns.Profile, table: CostTable) -> dict[str, float]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_oracles import poisoned_empty, random_tokens
 
-from dit_sparse.kernels import permute_rows, restore_rows
+from dit_sparse.kernels import permute_rows, permute_together, restore_rows
 from dit_sparse.kernels.dispatch import installed
 
 IMPLEMENTATIONS = ["reference"]
@@ -54,6 +54,33 @@ def test_permute_follows_the_definition_and_restore_inverts(
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("form", ["N", "BHN"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("alike", [True, False])
+def test_tensors_that_share_an_order_move_as_each_alone(impl, form, count, alike):
+    g = torch.Generator().manual_seed(0)
+    layouts = ["contiguous"] * 3 if alike else ["contiguous", "transposed", "sliced"]
+    tensors = [random_tokens(g, (2, 70, 3, 40), torch.bfloat16, layout) for layout in layouts[:count]]
+    order = random_order(g, form, 2, 3, 70)
+    with poisoned_empty():
+        together = permute_together(tensors, order, impl=impl)
+    assert len(together) == count
+    for moved, x in zip(together, tensors):
+        assert moved.is_contiguous()
+        assert torch.equal(moved, permute_rows(x, order, impl="reference"))
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_bytes_are_moved(impl):
+    x = torch.arange(240, dtype=torch.uint8).view(1, 20, 3, 4).repeat(2, 1, 1, 1)
+    order = torch.randperm(20)
+    moved = permute_rows(x, order, impl=impl)
+    assert moved.dtype == torch.uint8
+    assert torch.equal(moved, x[:, order])
+    assert torch.equal(restore_rows(moved, order, impl=impl), x)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("dtype", "integer"), [(torch.float16, torch.int16), (torch.float32, torch.int32)])
 def test_every_bit_pattern_survives(impl, dtype, integer):
     """Signalling NaNs, denormals, negative zero."""
@@ -71,5 +98,7 @@ def test_bad_orders_are_named():
         permute_rows(x, torch.arange(16).view(2, 8))
     with pytest.raises(ValueError, match=r"int64 or int32.*float32"):
         restore_rows(x, torch.arange(8.0))
+    with pytest.raises(ValueError, match=r"must be \[N\].*\(2, 9, 3, 4\).*got \(8,\)"):
+        permute_together((x, torch.randn(2, 9, 3, 4)), torch.arange(8))
     with pytest.raises(ValueError, match=r"unknown impl 'fast'"):
         permute_rows(x, torch.arange(8), impl="fast")

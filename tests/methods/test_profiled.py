@@ -224,9 +224,9 @@ def test_planning_reads_nothing_back_after_the_first_call_of_a_group(text, posit
 
     first = call(method, 0)
     assert torch.equal(call(watched, 1), first)
-    # What is carried: the maps of all heads as bits, indices of their axes and of the dynamic heads.
+    # What is carried: the maps of all heads as bits, their axes, the dynamic heads and their pairs.
     blocks = -(-layout.num_tokens // 16)
-    assert state.nbytes == 7 * blocks * -(-blocks // 8) + 8 * (7 + 2)
+    assert state.nbytes == 7 * blocks * -(-blocks // 8) + 8 * (7 + 2 + 2)
 
 
 def test_a_common_order_is_not_spelt_out_for_every_head():

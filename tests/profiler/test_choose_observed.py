@@ -20,7 +20,8 @@ from dit_sparse.profiler.recipe import Ask
 from dit_sparse.profiler.recipe_any import whatever_serves_best
 from dit_sparse.profiler.recipes import recipes
 
-TABLE = linear_table(lengths=(320,), planning={"unpack": 0.01, "map": 0.01, "score": 0.05, "reorder": 0.1})
+PLANNING = {"unpack": 0.01, "map": 0.01, "score": 0.05, "reorder": 0.1, "correct": 0.2}
+TABLE = linear_table(lengths=(320,), planning=PLANNING)
 
 
 def test_heads_learn_where_that_serves_them_best():
@@ -112,9 +113,10 @@ def test_budgets_of_time_hold_with_the_dense_step(budget):
     cost = problem.time
     spent = step_cost(problem, given, cost)
     assert 0.9 * problem.limit(budget) < spent <= problem.limit(budget) * (1 + 1e-9)
-    # By hand: every head unpacks its pairs, every layer is reordered; one of eight steps is dense.
+    # By hand: every head unpacks its pairs, every layer is reordered and corrected; a step of eight is dense.
     heads = cost.heads(given.kind, given.pairs / problem.total).sum(axis=(1, 2))
-    sparse = float(problem.share @ (heads + 2 * cost.reorder()))
+    sparse = float(problem.share @ (heads + 2 * cost.reorder() + 2 * cost.correction()))
+    assert cost.correction() > 0
     assert not (given.kind == DENSE).all(axis=-1).any()
     assert spent == pytest.approx(7 / 8 * sparse + 1 / 8 * cost.dense())
 

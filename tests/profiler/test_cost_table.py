@@ -37,13 +37,14 @@ def test_other_lengths_by_the_measured_exponent(lengths, exponent):
 
 
 def test_what_planning_costs_whom():
-    table = linear_table(planning={"unpack": 0.4, "score": 0.8, "map": 0.2, "reorder": 1.6})
+    table = linear_table(planning={"unpack": 0.4, "score": 0.8, "map": 0.2, "reorder": 1.6, "correct": 0.9})
     cost = TimeCost(table, 1000, layers=3, num_heads=table.heads)
     kinds = np.array([MASK, DYNAMIC, DENSE])
     alone = table.sparse_ms(1000, 0.2, heads=1)
     planned = (cost.heads(kinds, np.full(3, 0.2)) - alone) * table.heads
     np.testing.assert_allclose(planned, [0.6, 1.0, 0.6])
     assert cost.reorder() == pytest.approx(1.6) and cost.dense() == pytest.approx(3 * 8.0)
+    assert cost.correction() == pytest.approx(0.9)
     assert table.planning_ms("reorder", 3000) == pytest.approx(1.6 * 3), "copies grow with the tokens"
     assert linear_table().planning_ms("score", 1000) == 0.0
 
@@ -107,7 +108,7 @@ def test_measured_on_a_cpu():
     # Rows keep whole blocks: 1 of 3, and 1 of 5.
     found = sorted({round(row.density, 3) for row in table.attention})
     assert found == [0.2, 0.333, 1.0]
-    assert len(table.dense) == 2 and len(table.planning) == 2 * 4
+    assert len(table.dense) == 2 and len(table.planning) == 2 * 5
     assert (table.heads, table.head_dim, table.block_size, table.dtype) == (3, 16, (16, 16), "float32")
     assert (table.command, table.torch_version) == ("me", torch.__version__)
     with pytest.raises(ValueError, match=r"two or more in \(0, 1\], got \(0.5,\)"):
@@ -131,3 +132,4 @@ def test_planning_runs_are_what_a_call_does():
     assert 0 < runs["map"]() < 1
     # Rows are moved, not changed.
     assert sorted(runs["reorder"]().flatten().tolist()) == sorted(x[0].flatten().tolist())
+    assert runs["correct"]().shape == x[0].shape and runs["correct"]().isfinite().all()

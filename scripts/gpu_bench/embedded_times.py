@@ -1,0 +1,106 @@
+"""Is the attention time that the profiler predicts the time that a shipped profile takes on its own model?
+
+Attention calls of the embedded model are captured on a dense run. Every layer learns at the last dense step
+and runs a later one by the profile; predicted and measured are summed over the layers. **A tiny model's
+times**: its calls take microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dit_sparse import patterns
+from dit_sparse.adapters.loading import load_pipeline, quiet
+from dit_sparse.embedded import default_call, heldout_prompts, tiny_wan_path
+from dit_sparse.methods import ModelInfo
+from dit_sparse.methods.profiled import make_profiled
+from dit_sparse.methods.profiled_rows import HeadRows
+from dit_sparse.profiler import CostTable, measure_cost
+from dit_sparse.profiler.cost import TimeCost
+from dit_sparse.report.capture import CapturedCall, capture_calls, context_of
+from dit_sparse.runtime import Call, Runtime
+from dit_sparse.state import LayerState
+from gpu_bench.harness import Row, Settings, benchmark, error_note
+
+PROFILES = Path(__file__).resolve().parents[2] / "profiles" / "tiny-wan"
+SIZES = ((17, 128, 128), (33, 256, 256))
+"""(frames, height, width) in pixels; the first is that of the profiles."""
+LEARN, RUN = 4, 7
+"""The last dense step, and a sparse one."""
+SEED = 5
+
+
+@benchmark("embedded_times", default=False, group=None)
+def bench_embedded_times(settings: Settings) -> list[Row]:
+    """Attention of the embedded model by its shipped profiles: predicted from a cost table, and measured."""
+    quiet()
+    dtype = "float32" if settings.device == "cpu" else "bfloat16"
+    pipe = load_pipeline(tiny_wan_path(), dtype=dtype, device=settings.device)
+    rows = []
+    for frames, height, width in SIZES[:1] if settings.quick else SIZES:
+        size = {"num_frames": frames, "height": height, "width": width}
+        call = default_call(heldout_prompts()[SEED], **size)
+        calls = capture_calls(pipe, call, seed=SEED, steps=(LEARN, RUN))
+        for name in ("balanced", "fast"):
+            row: Row = {"size": f"{frames}x{height}x{width}", "profile": name}
+            try:
+                row |= profile_row(patterns.load_profile(PROFILES / f"{name}.safetensors"), calls, settings)
+            except Exception as error:
+                row |= {"note": error_note(error)}
+            rows.append(row)
+    return rows
+
+
+def profile_row(profile: patterns.Profile, calls: Sequence[CapturedCall], settings: Settings) -> Row:
+    """Of all layers together; the ratio is predicted by measured, with the host ahead."""
+    layout, model, block = calls[0].layout, profile.header.model, profile.header.grid.block_size
+    table = measure_cost(
+        *(calls[0].q.device, layout, model.heads, model.head_dim),
+        command="gpu_check.py",
+        dtype=calls[0].q.dtype,
+        block_size=block,
+        timer=settings.ahead,
+    )
+    built = make_profiled(profile, ["transformer"], allow_resample=True)
+    method = built.build(ModelInfo(model.family, model.layers, model.head_dim))
+    said, ms, alone, density = 0.0, 0.0, 0.0, 0.0
+    for layer in range(model.layers):
+        taken, later = (
+            next(c for c in calls if c.site.layer == layer and c.site.step == step) for step in (LEARN, RUN)
+        )
+        runtime = Runtime(method)
+        runtime.run(taken.q, taken.k, taken.v, _as_call(taken))
+        run = partial(runtime.run, later.q, later.k, later.v, _as_call(later))
+        run()
+        last = runtime.records[-1]
+        if last.dense_reason is not None:
+            raise RuntimeError(f"layer {layer} ran dense: {last.dense_reason}")
+        ms += settings.ahead(run, settings.budget_ms)
+        alone += settings.time(run)
+        density += float(last.density) / model.layers
+        row = HeadRows(profile).row(context_of(method, later, LayerState()))
+        said += predicted(table, layout.num_tokens, np.array(row.kind), np.array(row.density))
+    return {
+        "N": layout.num_tokens,
+        "density": round(density, 4),
+        "dense ms": round(model.layers * table.dense_ms(layout.num_tokens), 3),
+        "predicted ms": round(said, 3),
+        "measured ms": round(ms, 3),
+        "host not ahead ms": round(alone, 3),
+        "ratio": round(said / ms, 3),
+    }
+
+
+def predicted(table: CostTable, tokens: int, kind: np.ndarray, density: np.ndarray) -> float:
+    """ms of a layer whose heads learn, as the profiler counts them."""
+    cost = TimeCost(table, tokens, 1, len(kind))
+    return float(cost.heads(kind, density).sum()) + cost.reorder() + cost.correction()
+
+
+def _as_call(seen: CapturedCall) -> Call:
+    """As the hooks hand it to the runtime."""
+    return Call(seen.site, seen.layout, seen.num_layers, None, lambda: seen.out, seen.scale, None)
