@@ -48,6 +48,14 @@ def test_attention_flops_count_the_tokens_of_ragged_blocks():
     assert harness.attention_flops(block_map, 32) == 4 * 32 * 300 * 300 * 2
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.75])
+def test_random_maps_have_the_density_and_spread_asked_for(spread):
+    counts = harness.random_map(128 * 200, 2, 0.25, "cpu", spread=spread).to_mask()[0].sum(-1)
+    assert counts.float().mean().item() == pytest.approx(50, rel=0.05)
+    assert 50 * (1 - spread) <= counts.min() <= 50 * (1 - 0.8 * spread)
+    assert 50 * (1 + 0.8 * spread) <= counts.max() <= 50 * (1 + spread) + 1
+
+
 def test_kernel_benchmarks():
     rows = attention_rows("toy", (130, 1, 16), CPU)  # Triton's interpreter is slow
     by_kernel = {row["kernel"]: row for row in rows if row["density"] == 1.0}

@@ -19,6 +19,19 @@ TILE_BYTES = 16 * 1024
 
 MOST = 3
 """Tensors moved in one launch."""
+MOST_ROWS = 256
+"""Rows of one program: of short rows, such as those of a carried residual, a full tile holds thousands."""
+UNITS = (torch.int64, torch.int32, torch.int16, torch.int8)
+"""What rows are moved as. Integers: a float could be quietened or flushed on its way."""
+
+
+def _unit(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The widest integer that all rows are made of: fewer loads for the same bytes."""
+    size = tensors[0].element_size()
+    places = {t.shape[-1] * size for t in tensors} | {
+        place for t in tensors for place in (t.data_ptr(), *(stride * size for stride in t.stride()[:3]))
+    }
+    return next(unit for unit in UNITS if all(place % unit.itemsize == 0 for place in places))
 
 
 @triton.jit(do_not_specialize=["tokens", "stride_ob", "stride_oh", "stride_on"])
@@ -64,20 +77,21 @@ def move(tensors: Sequence[Tensor], order: Tensor, *, scatter: bool) -> tuple[Te
         tensors: one to :data:`MOST` ``[B, N, H, D]`` of one shape, type and strides.
         order: ``[B, H, N]``, any strides, so that an order shared by heads is read in place.
     """
-    first, count = tensors[0], len(tensors)
-    batch, tokens, heads, dim = first.shape
+    count, first = len(tensors), tensors[0]
+    batch, tokens, heads, _ = first.shape
     out = tuple(torch.empty(first.shape, dtype=first.dtype, device=first.device) for _ in tensors)
-    # Bits are moved as integers: a float could be quietened or flushed on its way.
-    as_integer = {1: torch.int8, 2: torch.int16, 4: torch.int32}[first.element_size()]
     # Places that the kernel has no tensor for are never touched.
-    x, y = ([t.view(as_integer) for t in some] * MOST for some in (tensors, out))
+    unit = _unit((*tensors, *out))
+    x, y = ([t.view(unit) for t in some] * MOST for some in (tensors, out))
+    dim = x[0].shape[-1]
     dim_pad = triton.next_power_of_2(dim)
-    rows = triton.next_power_of_2(max(1, TILE_BYTES // (dim_pad * first.element_size())))
+    rows = triton.next_power_of_2(max(1, TILE_BYTES // (dim_pad * unit.itemsize)))
+    rows = min(rows, MOST_ROWS)
     grid = (ceil_div(tokens, rows), heads, batch)
     with torch.cuda.device_of(first):
         _move_kernel[grid](
             *x[:MOST], order, *y[:MOST], tokens,
-            *first.stride()[:3], *out[0].stride()[:3], *order.stride(),
+            *x[0].stride()[:3], *y[0].stride()[:3], *order.stride(),
             D=dim, D_PAD=dim_pad, ROWS=rows, COUNT=count, SCATTER=scatter,
         )  # fmt: skip
     return out

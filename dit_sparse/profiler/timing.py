@@ -78,15 +78,30 @@ def wall_ms(run: Callable[[], object], budget_ms: float) -> float:
 
 
 def random_map(
-    tokens: int, heads: int, density: float, device: str = "cuda", block_size: tuple[int, int] = BLOCK
+    tokens: int,
+    heads: int,
+    density: float,
+    device: str = "cuda",
+    block_size: tuple[int, int] = BLOCK,
+    *,
+    spread: float = 0.0,
 ) -> BlockMap:
-    """A block map whose rows all keep the same number of blocks, chosen at random per head and row."""
+    """A block map of random blocks.
+
+    Args:
+        tokens, heads: N and H.
+        density: fraction of blocks, in (0, 1].
+        device: of the map.
+        block_size: (query, key) block in tokens.
+        spread: rows keep from ``1 - spread`` to ``1 + spread`` times that, evenly distributed; at 0 all
+            equally many.
+    """
     if density == 1:
         return BlockMap.full(1, heads, tokens, tokens, block_size, torch.device(device))
     rows, columns = (ceil_div(tokens, size) for size in block_size)
-    scores = torch.rand(1, heads, rows, columns, device=device)
-    kept = scores.topk(max(1, round(density * columns)), dim=-1).indices
-    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)
+    ranks = torch.rand(1, heads, rows, columns, device=device).argsort(dim=-1).argsort(dim=-1)
+    share = density * (1 + spread * (2 * torch.rand(1, heads, rows, 1, device=device) - 1))
+    mask = ranks < (share * columns).round().clamp(min=1)
     return BlockMap.from_mask(mask, tokens, tokens, block_size)
 
 

@@ -8,6 +8,7 @@ times**: its calls take microseconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -45,27 +46,37 @@ def bench_embedded_times(settings: Settings) -> list[Row]:
         size = {"num_frames": frames, "height": height, "width": width}
         call = default_call(heldout_prompts()[SEED], **size)
         calls = capture_calls(pipe, call, seed=SEED, steps=(LEARN, RUN))
+        table = None
         for name in ("balanced", "fast"):
             row: Row = {"size": f"{frames}x{height}x{width}", "profile": name}
             try:
-                row |= profile_row(patterns.load_profile(PROFILES / f"{name}.safetensors"), calls, settings)
+                profile = patterns.load_profile(PROFILES / f"{name}.safetensors")
+                table = table or cost_table(profile, calls[0], settings)
+                row |= profile_row(profile, table, calls, settings)
             except Exception as error:
                 row |= {"note": error_note(error)}
             rows.append(row)
     return rows
 
 
-def profile_row(profile: patterns.Profile, calls: Sequence[CapturedCall], settings: Settings) -> Row:
-    """Of all layers together; the ratio is predicted by measured, with the host ahead."""
-    layout, model, block = calls[0].layout, profile.header.model, profile.header.grid.block_size
-    table = measure_cost(
-        *(calls[0].q.device, layout, model.heads, model.head_dim),
+def cost_table(profile: patterns.Profile, call: CapturedCall, settings: Settings) -> CostTable:
+    """Of this device, for the model's attention at the size of a call."""
+    model = profile.header.model
+    return measure_cost(
+        *(call.q.device, call.layout, model.heads, model.head_dim),
         command="gpu_check.py",
-        dtype=calls[0].q.dtype,
-        block_size=block,
+        dtype=call.q.dtype,
+        block_size=profile.header.grid.block_size,
         timer=settings.ahead,
     )
-    built = make_profiled(profile, ["transformer"], allow_resample=True)
+
+
+def profile_row(
+    profile: patterns.Profile, table: CostTable, calls: Sequence[CapturedCall], settings: Settings
+) -> Row:
+    """Of all layers together; the ratio is predicted by measured, with the host ahead."""
+    layout, model = calls[0].layout, profile.header.model
+    built = replace(make_profiled(profile, ["transformer"]), allow_resample=True)
     method = built.build(ModelInfo(model.family, model.layers, model.head_dim))
     said, ms, alone, density = 0.0, 0.0, 0.0, 0.0
     for layer in range(model.layers):
