@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 
 from dit_sparse import patterns
 from dit_sparse.adapters.loading import load_pipeline, quiet
 from dit_sparse.embedded import default_call, heldout_prompts, tiny_wan_path
-from dit_sparse.methods import ModelInfo
+from dit_sparse.engine import SparseMethod
+from dit_sparse.methods import ModelInfo, make_method
 from dit_sparse.methods.profiled import make_profiled
 from dit_sparse.methods.profiled_rows import HeadRows
 from dit_sparse.profiler import CostTable, measure_cost
@@ -25,7 +27,7 @@ from dit_sparse.profiler.cost import TimeCost
 from dit_sparse.report.capture import CapturedCall, capture_calls, context_of
 from dit_sparse.runtime import Call, Runtime
 from dit_sparse.state import LayerState
-from gpu_bench.harness import Row, Settings, benchmark, error_note
+from gpu_bench.harness import Row, Settings, Timer, benchmark, dense_baselines, error_note
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles" / "tiny-wan"
 SIZES = ((17, 128, 128), (33, 256, 256))
@@ -33,22 +35,18 @@ SIZES = ((17, 128, 128), (33, 256, 256))
 LEARN, RUN = 4, 7
 """The last dense step, and a sparse one."""
 SEED = 5
+METHODS = ("mosaic", "oracle", "paro", "rettention", "draft", "svg2", "gna")
+DENSITY = 0.2
 
 
 @benchmark("embedded_times", default=False, group=None)
 def bench_embedded_times(settings: Settings) -> list[Row]:
     """Attention of the embedded model by its shipped profiles: predicted from a cost table, and measured."""
-    quiet()
-    dtype = "float32" if settings.device == "cpu" else "bfloat16"
-    pipe = load_pipeline(tiny_wan_path(), dtype=dtype, device=settings.device)
     rows = []
-    for frames, height, width in SIZES[:1] if settings.quick else SIZES:
-        size = {"num_frames": frames, "height": height, "width": width}
-        call = default_call(heldout_prompts()[SEED], **size)
-        calls = capture_calls(pipe, call, seed=SEED, steps=(LEARN, RUN))
-        table = None
+    for size in SIZES[:1] if settings.quick else SIZES:
+        calls, table = captured(size, settings), None
         for name in ("balanced", "fast"):
-            row: Row = {"size": f"{frames}x{height}x{width}", "profile": name}
+            row: Row = {"size": "x".join(map(str, size)), "profile": name}
             try:
                 profile = patterns.load_profile(PROFILES / f"{name}.safetensors")
                 table = table or cost_table(profile, calls[0], settings)
@@ -57,6 +55,67 @@ def bench_embedded_times(settings: Settings) -> list[Row]:
                 row |= {"note": error_note(error)}
             rows.append(row)
     return rows
+
+
+@benchmark("embedded_methods", default=False, group=None)
+def bench_embedded_methods(settings: Settings) -> list[Row]:
+    """Attention of a sparse step of the embedded model by method, all layers, with the host ahead."""
+    rows = []
+    for size in SIZES[:1] if settings.quick else SIZES[1:]:
+        calls = captured(size, settings)
+        x = (calls[0].q, calls[0].k, calls[0].v)
+        base: Row = {"size": "x".join(map(str, size)), "N": calls[0].layout.num_tokens}
+        dense_ms = min(settings.ahead(run, settings.budget_ms) for run in dense_baselines(*x).values())
+        rows.append(
+            base | {"method": "dense", "density": 1.0, "ms": round(calls[0].num_layers * dense_ms, 3)}
+        )
+        model = ModelInfo("wan", calls[0].num_layers, x[0].shape[-1])
+        for name in METHODS:
+            row = base | {"method": name}
+            try:
+                method = make_method(
+                    name, density=DENSITY, dense_steps=LEARN + 1, dense_layers=(), min_tokens=0
+                )
+                timed = sparse_step(method.build(model), calls, settings.ahead, settings.budget_ms)
+                row |= {"density": round(timed[1], 3), "ms": round(timed[0], 3)}
+            except Exception as error:
+                row |= {"note": error_note(error)}
+            rows.append(row)
+    return rows
+
+
+def captured(size: tuple[int, int, int], settings: Settings) -> list[CapturedCall]:
+    """Dense attention calls of the embedded model at :data:`LEARN` and :data:`RUN`, by step and layer."""
+    quiet()
+    dtype = "float32" if settings.device == "cpu" else "bfloat16"
+    pipe = load_pipeline(tiny_wan_path(), dtype=dtype, device=settings.device)
+    frames, height, width = size
+    call = default_call(heldout_prompts()[SEED], num_frames=frames, height=height, width=width)
+    return capture_calls(pipe, call, seed=SEED, steps=(LEARN, RUN))
+
+
+def sparse_step(
+    method: SparseMethod, calls: Sequence[CapturedCall], timer: Timer, budget_ms: float
+) -> tuple[float, float]:
+    """ms of all layers at :data:`RUN`, learnt at :data:`LEARN`, and their mean density.
+
+    Raises:
+        RuntimeError: if a layer runs dense.
+    """
+    ms, densities = 0.0, []
+    by_site = {(call.site.step, call.site.layer): call for call in calls}
+    for layer in range(calls[0].num_layers):
+        taken, later = by_site[LEARN, layer], by_site[RUN, layer]
+        runtime = Runtime(method)
+        runtime.run(taken.q, taken.k, taken.v, _as_call(taken))
+        run = partial(runtime.run, later.q, later.k, later.v, _as_call(later))
+        run()
+        last = runtime.records[-1]
+        if last.dense_reason is not None:
+            raise RuntimeError(f"layer {layer} ran dense: {last.dense_reason}")
+        ms += timer(run, budget_ms)
+        densities.append(float(last.density))
+    return ms, mean(densities)
 
 
 def cost_table(profile: patterns.Profile, call: CapturedCall, settings: Settings) -> CostTable:
@@ -78,23 +137,14 @@ def profile_row(
     layout, model = calls[0].layout, profile.header.model
     built = replace(make_profiled(profile, ["transformer"]), allow_resample=True)
     method = built.build(ModelInfo(model.family, model.layers, model.head_dim))
-    said, ms, alone, density = 0.0, 0.0, 0.0, 0.0
-    for layer in range(model.layers):
-        taken, later = (
-            next(c for c in calls if c.site.layer == layer and c.site.step == step) for step in (LEARN, RUN)
-        )
-        runtime = Runtime(method)
-        runtime.run(taken.q, taken.k, taken.v, _as_call(taken))
-        run = partial(runtime.run, later.q, later.k, later.v, _as_call(later))
-        run()
-        last = runtime.records[-1]
-        if last.dense_reason is not None:
-            raise RuntimeError(f"layer {layer} ran dense: {last.dense_reason}")
-        ms += settings.ahead(run, settings.budget_ms)
-        alone += settings.time(run)
-        density += float(last.density) / model.layers
-        row = HeadRows(profile).row(context_of(method, later, LayerState()))
-        said += predicted(table, layout.num_tokens, np.array(row.kind), np.array(row.density))
+    ms, density = sparse_step(method, calls, settings.ahead, settings.budget_ms)
+    alone, _ = sparse_step(method, calls, settings.timer, settings.budget_ms)
+    rows = [
+        HeadRows(profile).row(context_of(method, call, LayerState()))
+        for call in calls
+        if call.site.step == RUN
+    ]
+    said = sum(predicted(table, layout.num_tokens, np.array(r.kind), np.array(r.density)) for r in rows)
     return {
         "N": layout.num_tokens,
         "density": round(density, 4),
