@@ -59,12 +59,17 @@ def grid_table(comparison: Comparison) -> list[str]:
     for name in order:
         cells = [_psnr(found.get((name, density))) for density in densities]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return lines + floor_lines(comparison)
+
+
+def floor_lines(comparison: Comparison) -> list[str]:
+    """Dense against dense, in a sentence; nothing where it was not measured."""
     floors = [
         f"{row.label} {mean_interval(row.psnr).text(1)} dB"
         for row in comparison.rows
         if row.kind == "floor" and row.psnr
     ]
-    return [*lines, *(["", f"Dense against dense, the floor: {'; '.join(floors)}."] if floors else [])]
+    return ["", f"Dense against dense, the floor: {'; '.join(floors)}."] if floors else []
 
 
 def _psnr(row: Row | None) -> str:
@@ -77,15 +82,10 @@ def detail_table(comparison: Comparison) -> list[str]:
     """All figures at the reference density, and the paired difference to the best method."""
     rows = best_first([row for row in rows_of(comparison) if row.density == REFERENCE])
     best = rows[0]
-    columns = (
-        "method",
-        "density in total",
-        "PSNR, dB",
-        "to the first",
-        "SSIM",
-        "output error",
-        "mass recall",
-    )
+    lpips, layers = any(row.lpips for row in rows), any(row.layers for row in rows)
+    columns = ["method", "density in total", "PSNR, dB", "to the first", "SSIM"]
+    columns += ["LPIPS"] if lpips else []
+    columns += ["output error", "mass recall"] if layers else []
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         apart = paired_difference(row.psnr or [], best.psnr or []).text(1, "+") if row is not best else ""
@@ -96,8 +96,11 @@ def detail_table(comparison: Comparison) -> list[str]:
             apart,
         ]
         cells.append(mean_interval(row.ssim or []).text(3))
-        calls = (row.layers.error, row.layers.recall) if row.layers else ()
-        cells += [f"{mean(values):.3f}" for values in calls] or ["", ""]
+        if lpips:
+            cells.append(mean_interval(row.lpips).text(3) if row.lpips else "")
+        if layers:
+            calls = (row.layers.error, row.layers.recall) if row.layers else ()
+            cells += [f"{mean(values):.3f}" for values in calls] or ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -124,7 +127,7 @@ TABLES: dict[str, tuple[str, Callable[[Comparison], list[str]]]] = {
     "detail": ("grid", detail_table),
     "corrections": ("corrections", corrections_table),
     "variants": ("variants", grid_table),
-    "large": ("large", grid_table),
+    "large": ("large", lambda comparison: detail_table(comparison) + floor_lines(comparison)),
 }
 """(comparison, table) by the page's name."""
 
