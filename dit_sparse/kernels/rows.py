@@ -15,8 +15,10 @@ from torch import Tensor
 from dit_sparse.kernels.checks import FLOAT_DTYPES, check_tokens
 from dit_sparse.kernels.dispatch import use_triton
 
-MOVED = (*FLOAT_DTYPES, torch.int8, torch.uint8)
+MOVED = (*FLOAT_DTYPES, torch.int8)
 """Types of the rows that can be moved."""
+TOGETHER = 3
+"""Tensors that can be moved in one launch: q, k and v."""
 
 
 def check_order(x: Tensor, order: Tensor) -> Tensor:
@@ -64,15 +66,19 @@ def permute_together(tensors: Sequence[Tensor], order: Tensor, *, impl: str = "a
         tensors: one to three, each as there.
         order: as there.
         impl: as there.
+
+    Raises:
+        ValueError: for another number of tensors.
     """
+    if not 1 <= len(tensors) <= TOGETHER:
+        raise ValueError(f"one to {TOGETHER} tensors can be moved together, got {len(tensors)}")
     for x in tensors:
         check_tokens("x", x, MOVED)
         expanded = check_order(x, order)
     if use_triton(tensors[0], impl):
         from dit_sparse.kernels import triton_rows
 
-        alike = len({(x.shape, x.stride(), x.dtype) for x in tensors}) == 1
-        if alike:
+        if len({(x.shape, x.stride(), x.dtype) for x in tensors}) == 1:
             return triton_rows.move(tensors, expanded, scatter=False)
         return tuple(triton_rows.move((x,), expanded, scatter=False)[0] for x in tensors)
     if order.dim() == 1:

@@ -11,14 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dit_sparse.kernels.rows import TOGETHER
 from dit_sparse.layout import ceil_div
 
 TILE_BYTES = 16 * 1024
 """Data one program moves: enough loads in flight to cover memory latency."""
-
-
-MOST = 3
-"""Tensors moved in one launch."""
 MOST_ROWS = 256
 """Rows of one program: of short rows, such as those of a carried residual, a full tile holds thousands."""
 UNITS = (torch.int64, torch.int32, torch.int16, torch.int8)
@@ -74,23 +71,23 @@ def move(tensors: Sequence[Tensor], order: Tensor, *, scatter: bool) -> tuple[Te
     """Permute (``scatter=False``) or restore the rows of tensors; see :mod:`dit_sparse.kernels.rows`.
 
     Args:
-        tensors: one to :data:`MOST` ``[B, N, H, D]`` of one shape, type and strides.
+        tensors: one to :data:`~dit_sparse.kernels.rows.TOGETHER` ``[B, N, H, D]`` of one shape, type and
+            strides.
         order: ``[B, H, N]``, any strides, so that an order shared by heads is read in place.
     """
     count, first = len(tensors), tensors[0]
     batch, tokens, heads, _ = first.shape
     out = tuple(torch.empty(first.shape, dtype=first.dtype, device=first.device) for _ in tensors)
-    # Places that the kernel has no tensor for are never touched.
     unit = _unit((*tensors, *out))
-    x, y = ([t.view(unit) for t in some] * MOST for some in (tensors, out))
+    # The kernel touches the first of its places only: the others are filled with what is there.
+    x, y = (([t.view(unit) for t in some] * TOGETHER)[:TOGETHER] for some in (tensors, out))
     dim = x[0].shape[-1]
     dim_pad = triton.next_power_of_2(dim)
-    rows = triton.next_power_of_2(max(1, TILE_BYTES // (dim_pad * unit.itemsize)))
-    rows = min(rows, MOST_ROWS)
+    rows = min(MOST_ROWS, triton.next_power_of_2(max(1, TILE_BYTES // (dim_pad * unit.itemsize))))
     grid = (ceil_div(tokens, rows), heads, batch)
     with torch.cuda.device_of(first):
         _move_kernel[grid](
-            *x[:MOST], order, *y[:MOST], tokens,
+            *x, order, *y, tokens,
             *x[0].stride()[:3], *y[0].stride()[:3], *order.stride(),
             D=dim, D_PAD=dim_pad, ROWS=rows, COUNT=count, SCATTER=scatter,
         )  # fmt: skip

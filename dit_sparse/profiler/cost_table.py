@@ -14,8 +14,12 @@ from dit_sparse.kernels import PRECISIONS
 
 Planning = Literal["unpack", "score", "map", "reorder", "correct"]
 EXPONENTS: Mapping[str, float] = {
-    **{"attention": 2.0, "unpack": 2.0, "score": 2.0, "map": 2.0},
-    **{"reorder": 1.0, "correct": 2.0},
+    "attention": 2.0,
+    "unpack": 2.0,
+    "score": 2.0,
+    "map": 2.0,
+    "reorder": 1.0,
+    "correct": 2.0,
 }
 """How times grow with the number of tokens where one length only was measured."""
 

@@ -129,14 +129,15 @@ def planning_runs(
     mask = random_map(tokens, heads, 0.25, str(device), block_size).to_mask()[0]
     bits, columns = pack_bits(mask), mask.shape[-1]
     scale, choice = q.shape[-1] ** -0.5, torch.arange(heads, device=device) % len(AXIS_ORDERS)
-    pairs = torch.full((heads,), max(1, mask[0].numel() // 4), device=device)
+    most = max(1, mask[0].numel() // 4)
+    pairs = torch.full((heads,), most, device=device)
 
     def forced() -> torch.Tensor:
         return forced_pairs(tokens, layout.video_tokens, layout.text_tokens, block_size, device)
 
     def score() -> torch.Tensor:
         mass = kernels.mean_key_mass(q, k, block_size, scale)
-        return spend_by_head(-mass, forced(), pairs, max(1, mask[0].numel() // 4))
+        return spend_by_head(-mass, forced(), pairs, most)
 
     def order() -> torch.Tensor:
         return with_text(axis_orders(layout.grid, choice)[0], layout)

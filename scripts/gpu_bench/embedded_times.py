@@ -76,8 +76,8 @@ def bench_embedded_methods(settings: Settings) -> list[Row]:
                 method = make_method(
                     name, density=DENSITY, dense_steps=LEARN + 1, dense_layers=(), min_tokens=0
                 )
-                timed = sparse_step(method.build(model), calls, settings.ahead, settings.budget_ms)
-                row |= {"density": round(timed[1], 3), "ms": round(timed[0], 3)}
+                (ms,), density = sparse_step(method.build(model), calls, settings, settings.ahead)
+                row |= {"density": round(density, 3), "ms": round(ms, 3)}
             except Exception as error:
                 row |= {"note": error_note(error)}
             rows.append(row)
@@ -95,14 +95,14 @@ def captured(size: tuple[int, int, int], settings: Settings) -> list[CapturedCal
 
 
 def sparse_step(
-    method: SparseMethod, calls: Sequence[CapturedCall], timer: Timer, budget_ms: float
-) -> tuple[float, float]:
-    """ms of all layers at :data:`RUN`, learnt at :data:`LEARN`, and their mean density.
+    method: SparseMethod, calls: Sequence[CapturedCall], settings: Settings, *timers: Timer
+) -> tuple[list[float], float]:
+    """ms of all layers at :data:`RUN`, learnt at :data:`LEARN`, by each of the timers; their mean density.
 
     Raises:
         RuntimeError: if a layer runs dense.
     """
-    ms, densities = 0.0, []
+    times, densities = [], []
     by_site = {(call.site.step, call.site.layer): call for call in calls}
     for layer in range(calls[0].num_layers):
         taken, later = by_site[LEARN, layer], by_site[RUN, layer]
@@ -113,9 +113,9 @@ def sparse_step(
         last = runtime.records[-1]
         if last.dense_reason is not None:
             raise RuntimeError(f"layer {layer} ran dense: {last.dense_reason}")
-        ms += timer(run, budget_ms)
+        times.append([timer(run, settings.budget_ms) for timer in timers])
         densities.append(float(last.density))
-    return ms, mean(densities)
+    return [sum(found) for found in zip(*times)], mean(densities)
 
 
 def cost_table(profile: patterns.Profile, call: CapturedCall, settings: Settings) -> CostTable:
@@ -137,13 +137,10 @@ def profile_row(
     layout, model = calls[0].layout, profile.header.model
     built = replace(make_profiled(profile, ["transformer"]), allow_resample=True)
     method = built.build(ModelInfo(model.family, model.layers, model.head_dim))
-    ms, density = sparse_step(method, calls, settings.ahead, settings.budget_ms)
-    alone, _ = sparse_step(method, calls, settings.timer, settings.budget_ms)
-    rows = [
-        HeadRows(profile).row(context_of(method, call, LayerState()))
-        for call in calls
-        if call.site.step == RUN
-    ]
+    (ms, alone), density = sparse_step(method, calls, settings, settings.ahead, settings.timer)
+    heads = HeadRows(profile)
+    contexts = [context_of(method, call, LayerState()) for call in calls if call.site.step == RUN]
+    rows = [heads.row(context) for context in contexts]
     said = sum(predicted(table, layout.num_tokens, np.array(r.kind), np.array(r.density)) for r in rows)
     return {
         "N": layout.num_tokens,

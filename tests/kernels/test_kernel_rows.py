@@ -72,10 +72,10 @@ def test_tensors_that_share_an_order_move_as_each_alone(impl, form, count, alike
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_bytes_are_moved(impl):
-    x = torch.arange(240, dtype=torch.uint8).view(1, 20, 3, 4).repeat(2, 1, 1, 1)
+    x = torch.arange(-120, 120, dtype=torch.int8).view(1, 20, 3, 4).repeat(2, 1, 1, 1)
     order = torch.randperm(20)
     moved = permute_rows(x, order, impl=impl)
-    assert moved.dtype == torch.uint8
+    assert moved.dtype == torch.int8
     assert torch.equal(moved, x[:, order])
     assert torch.equal(restore_rows(moved, order, impl=impl), x)
 
@@ -100,5 +100,8 @@ def test_bad_orders_are_named():
         restore_rows(x, torch.arange(8.0))
     with pytest.raises(ValueError, match=r"must be \[N\].*\(2, 9, 3, 4\).*got \(8,\)"):
         permute_together((x, torch.randn(2, 9, 3, 4)), torch.arange(8))
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"one to 3 tensors can be moved together, got {count}"):
+            permute_together((x,) * count, torch.arange(8))
     with pytest.raises(ValueError, match=r"unknown impl 'fast'"):
         permute_rows(x, torch.arange(8), impl="fast")
