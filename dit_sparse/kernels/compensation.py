@@ -43,9 +43,9 @@ def pooled_attention(
     check_attention(q, k, v, block_map)
     scale = resolve_scale(scale, q.shape[-1])
     if use_triton(q, impl, products=True):
-        from dit_sparse.kernels import triton_pooled
+        from dit_sparse.kernels import triton_compensation
 
-        return triton_pooled.attend(q, k, v, block_map, scale=scale)
+        return triton_compensation.attend(q, k, v, block_map, scale=scale)
     batch, num_queries, heads, _ = q.shape
     q_block, k_block = block_map.block_size
     values = pool_blocks(v, k_block, impl="reference")
@@ -119,9 +119,9 @@ def compensate(
             f"got {lse.dtype} {tuple(lse.shape)} on {lse.device}"
         )
     if use_triton(q, impl, products=True):
-        from dit_sparse.kernels import triton_pooled
+        from dit_sparse.kernels import triton_compensation
 
         scale = resolve_scale(scale, q.shape[-1])
-        return triton_pooled.attend(q, k, v, block_map, scale=scale, first=(out, lse))[0]
+        return triton_compensation.attend(q, k, v, block_map, scale=scale, first=(out, lse))[0]
     pooled = pooled_attention(q, k, v, block_map, scale=scale, impl="reference")
     return merge_attention(out, lse, *pooled)

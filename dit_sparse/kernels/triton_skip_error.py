@@ -175,7 +175,7 @@ def skip_error(
     query_blocks, num_blocks = ceil_div(num_queries, block_q), ceil_div(k.shape[1], block_k)
     if lse.stride(-1) != 1 or lse.dtype != torch.float32:
         lse = lse.float().contiguous()
-    keys, values = (padded_means(x, block_k, 1) for x in (k, v))
+    keys, values = padded_means((k, v), block_k)
     error = torch.empty(batch, heads, query_blocks * tiles, num_blocks, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
         _skip_error_kernel[(ceil_div(query_blocks * tiles, groups) * heads, batch)](

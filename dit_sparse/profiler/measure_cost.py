@@ -135,9 +135,11 @@ def planning_runs(
     def forced() -> torch.Tensor:
         return forced_pairs(tokens, layout.video_tokens, layout.text_tokens, block_size, device)
 
+    always = forced()  # making them is part of "map": a call does it once
+
     def score() -> torch.Tensor:
         mass = kernels.mean_key_mass(q, k, block_size, scale)
-        return spend_by_head(-mass, forced(), pairs, most)
+        return spend_by_head(-mass, always, pairs, most)
 
     def order() -> torch.Tensor:
         return with_text(axis_orders(layout.grid, choice)[0], layout)

@@ -43,6 +43,7 @@ TUNED_TILES: dict[str, tuple[Tiles, ...]] = {
         tiles(128, 64, 4, 2, tma=False),
         tiles(64, 128, 4, 1, tma=False),
         tiles(64, 64, 4, 2, tma=False),
+        tiles(64, 64, 4, 3, tma=False),
     ),
     "mean_key_mass": (
         tiles(128, 128, 8, 2, tma=False),
@@ -123,12 +124,12 @@ def _some_lse(q: Tensor) -> Tensor:
 def _operation(
     kernel: str, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, block_map: BlockMap, chosen: Tiles | None
 ) -> Tensor:
-    from dit_sparse.kernels import triton_pooled
+    from dit_sparse.kernels import triton_compensation, triton_pooled
 
     scale, config = q.shape[-1] ** -0.5, as_config(chosen)
     if kernel == "mean_key_mass":
         return triton_pooled.mass(q, k, BLOCK, scale=scale, config=config)
-    return triton_pooled.attend(q, k, v, block_map, scale=scale, first=(v, lse), config=config)[0]
+    return triton_compensation.attend(q, k, v, block_map, scale=scale, first=(v, lse), config=config)[0]
 
 
 @benchmark("tune_pooled", default=False)

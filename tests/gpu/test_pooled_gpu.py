@@ -114,7 +114,7 @@ def test_large_logits():
 @pytest.mark.parametrize("tiles", [(128, 128, 8), (128, 64, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4)])
 def test_configurations(tiles):
     """The tiles that the tuning benchmark tries."""
-    from dit_sparse.kernels import triton_pooled
+    from dit_sparse.kernels import triton_compensation, triton_pooled
 
     if torch.cuda.get_device_capability()[0] not in (9, 10):
         pytest.skip("tiles for the shared memory of compute capability 9.0 and 10.x")
@@ -122,7 +122,9 @@ def test_configurations(tiles):
     q, k, v, mask, block_map, out, lse = draw((1, 2000, 2, 128), 20_000, BFLOAT, block)
     for stages in (2,) if tiles == (128, 128, 8) else (2, 3):
         config = triton_pooled.TileConfig(*tiles, stages)
-        merged, _ = triton_pooled.attend(q, k, v, block_map, scale=scale, first=(out, lse), config=config)
+        merged, _ = triton_compensation.attend(
+            q, k, v, block_map, scale=scale, first=(out, lse), config=config
+        )
         mass = triton_pooled.mass(q, k, block, scale=scale, config=config)
         expected = merged64(out, lse, pooled64(q, k, v, mask, block, scale))
         assert relative_error(merged, expected) <= torch.finfo(BFLOAT).eps

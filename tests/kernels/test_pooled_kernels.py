@@ -215,21 +215,54 @@ def test_narrow_and_strided_maps(impl):
 )
 def test_tiles_smaller_and_larger_than_blocks(block, tiles):
     """Several tiles per query block, several tiles of mean keys, tiles that hold no row of theirs at all."""
-    from dit_sparse.kernels import triton_pooled
+    from dit_sparse.kernels import triton_compensation, triton_pooled
 
     q, k, v, mask = draw(32, "sliced", block, 90, 230, (1, 1), FLOAT)
     config = triton_pooled.TileConfig(*tiles, num_warps=4, num_stages=2)
     block_map = map_of(mask, 90, 230, block)
     out, lse = sparse64(q, k, v, mask, block, 0.3)
     with poisoned_empty():
-        pooled, pooled_lse = triton_pooled.attend(q, k, v, block_map, scale=0.3, config=config)
-        merged, _ = triton_pooled.attend(q, k, v, block_map, scale=0.3, first=(out, lse), config=config)
+        pooled, pooled_lse = triton_compensation.attend(q, k, v, block_map, scale=0.3, config=config)
+        merged, _ = triton_compensation.attend(q, k, v, block_map, scale=0.3, first=(out, lse), config=config)
         mass = triton_pooled.mass(q, k, block, scale=0.3, config=config)
     expected = pooled64(q, k, v, mask, block, 0.3)
     torch.testing.assert_close(pooled.double(), expected[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(pooled_lse.double(), expected[1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(merged.double(), merged64(out, lse, expected), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mass.double(), mass64(q, k, block, 0.3), atol=1e-7, rtol=1e-4)
+
+
+@with_triton
+@pytest.mark.parametrize("num_blocks", [1, 40, 1024, 1025, 2600])
+def test_skipped_blocks_are_those_that_a_row_lacks(num_blocks):
+    """Rows that lack everything, nothing, and some; longer than a step of the kernel."""
+    from dit_sparse.kernels import triton_compensation
+
+    kept = torch.rand(1, 1, 3, num_blocks, generator=torch.Generator().manual_seed(num_blocks)) < 0.4
+    kept[0, 0, 0], kept[0, 0, 1] = False, True
+    with poisoned_empty():
+        found = triton_compensation.skipped_blocks(map_of(kept, 3, num_blocks, (1, 1)))
+    for row in range(3):
+        lacking = (~kept[0, 0, row]).nonzero()[:, 0]
+        assert torch.equal(found[0, 0, row, : len(lacking)].long(), lacking)
+
+
+@with_triton
+@pytest.mark.parametrize("dtype", [BFLOAT, FLOAT])
+def test_two_tensors_are_pooled_as_each_alone(dtype):
+    """In one launch, with strides of their own."""
+    from dit_sparse.kernels import triton_pooled
+
+    g = torch.Generator().manual_seed(6)
+    k = random_tokens(g, (2, 75, 2, 40), dtype, "sliced")
+    v = random_tokens(g, (2, 75, 2, 40), dtype, "transposed")
+    with poisoned_empty():
+        together = triton_pooled.padded_means((k, v), 32, 4)
+    for x, means in zip((k, v), together, strict=True):
+        assert means.shape == (2, 2, 4, 64) and means.dtype == dtype
+        expected = torch.zeros(2, 2, 4, 64, dtype=torch.float64)
+        expected[:, :, :3, :40] = means64(x, 32).transpose(1, 2)
+        torch.testing.assert_close(means, expected.to(dtype), atol=1e-6, rtol=torch.finfo(dtype).eps)
 
 
 def test_merging_weighs_by_log_sum_exp():
