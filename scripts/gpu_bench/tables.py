@@ -19,6 +19,9 @@ MARKED = re.compile(r"(<!-- measured: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re
 SPEEDUP = "speedup_vs_best_dense"
 KEYS = ("shape", "what", "N", "H", "D", "batch")
 """Columns that are left blank where they repeat the row above."""
+RANDOM_DATA = "random data"
+EMBEDDED_DATA = "attention calls of the embedded model"
+"""What the benchmarks of its name compute on."""
 
 Report = dict
 """What ``gpu_check.py --json`` writes: command, environment, tests, results by benchmark."""
@@ -60,7 +63,7 @@ def render(report_path: Path, page: Path, image: Path) -> list[str]:
             return match[0]
         written.append(name)
         if name != "plot":
-            parts.append(caption(report))
+            parts.append(caption(report, EMBEDDED_DATA if name.startswith("embedded") else RANDOM_DATA))
         return opening + "\n\n".join(parts) + "\n" + closing
 
     filled = MARKED.sub(fill, text)
@@ -147,14 +150,14 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|")
 
 
-def caption(report: Report) -> str:
-    """Command, GPU and versions, in one paragraph."""
+def caption(report: Report, data: str = RANDOM_DATA) -> str:
+    """Command, GPU, versions and what was computed on, in one paragraph."""
     program, *arguments = report["command"]
     # Where a result file lay is nobody's business.
     words = ["python", f"scripts/{Path(program).name}", *(Path(word).name for word in arguments)]
     env = dict(report["environment"])
     found = ", ".join([str(env.pop("gpu", "no GPU")), *(f"{name} {value}" for name, value in env.items())])
-    return f"`{shlex.join(words)}`: {found}; bfloat16, random data. GPU tests: {report.get('tests')}."
+    return f"`{shlex.join(words)}`: {found}; bfloat16, {data}. GPU tests: {report.get('tests')}."
 
 
 def speedup_series(rows: list[Row]) -> dict[str, dict[str, list[tuple[float, float]]]]:
