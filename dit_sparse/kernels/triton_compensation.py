@@ -171,9 +171,9 @@ def _compensation_kernel(q, keys, values, skipped, counts, first, lse, out, scal
 
 # Every tile of means comes from the L2 cache, 2 tile_m flops per byte, so 64 rows of heads of 128 would be
 # bound by its bandwidth on Hopper. Two or three programs share a multiprocessor and hide each other's first
-# loads. The 16-bit entries of Hopper were the fastest on an H200 at 40 heads of 128 and 48 of 64; in
-# ``gpu_check.py --bench tune_pooled``, of fewer heads, that of 128 is within 4% of the fastest, and what launching
-# takes the host hides the differences at 64. The others were chosen by what the compiler makes of them.
+# loads. The 16-bit entries of Hopper were the fastest on an H200 at 40 heads of 128 and 48 of 64. In
+# ``gpu_check.py --bench tune_pooled``, of fewer heads, that of 128 is within 4% of the fastest; at 64 the
+# host's time to launch hides the differences. The others were chosen by what the compiler makes of them.
 _TILES: TileTable = {
     ("hopper", 64, 2): TileConfig(64, 64, 4, 3),
     ("hopper", 128, 2): TileConfig(128, 64, 8, 3, registers=128),
