@@ -22,6 +22,7 @@ from dit_sparse.methods.profiled import Profiled, make_profiled
 from dit_sparse.patterns import Profile, load_profile, model_facts
 from dit_sparse.presets import PATTERN_SUFFIX, find_profile, load_preset
 from dit_sparse.runtime import Runtime
+from dit_sparse.state import State
 from dit_sparse.stats import Stats
 
 DEFAULT_METHOD = "svg2"
@@ -55,8 +56,7 @@ class Handle:
         """What the last generation computed: densities, dense calls with their reasons, kernels, carried
         bytes."""
         records = [record for runtime in self._runtimes for record in runtime.records]
-        state_bytes = sum(max(r.state.peak_bytes, r.state.nbytes) for r in self._runtimes)
-        return Stats.read(records, state_bytes)
+        return Stats.read(records, self._runtimes[0].state.peak_bytes)
 
     def summary(self) -> str:
         """The composition, where it is attached, and what the last generation computed, in a few lines."""
@@ -183,7 +183,7 @@ def enable_sparse_attention(
         config = _Given(method)
     else:
         config = make_method(DEFAULT_METHOD if method is None else method, **fields)
-    tracker = StepTracker(scheduler)
+    tracker, state = StepTracker(scheduler), State()
     plans, fusions = [], []
     for name, transformer in transformers.items():
         adapter = find_adapter(transformer)
@@ -192,7 +192,7 @@ def enable_sparse_attention(
             facts = model_facts(transformer, layers, name="", family=adapter.family, component=name)
             config.check(facts, bare=scheduler is None)
         info = ModelInfo(adapter.family, len(layers), _head_dim(transformer), name)
-        plans.append((transformer, name, adapter, Runtime(config.build(info), backend, strict)))
+        plans.append((transformer, name, adapter, Runtime(config.build(info), backend, strict, state)))
         fusions.append(make_fusion(fuse_norm_rope, layers))
     # Everything that can refuse has refused: from here on the model is changed.
     attachments = [Attachment(*plan, tracker, fusion) for plan, fusion in zip(plans, fusions)]

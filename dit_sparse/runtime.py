@@ -63,13 +63,16 @@ class Runtime:
         method: the composition to run.
         impl: kernel, see :func:`dit_sparse.kernels.block_sparse_attention`.
         strict: raise instead of falling back to dense attention.
+        state: shared with the other transformers of a pipeline; its own if None.
     """
 
-    def __init__(self, method: SparseMethod, impl: str = "auto", strict: bool = False) -> None:
+    def __init__(
+        self, method: SparseMethod, impl: str = "auto", strict: bool = False, state: State | None = None
+    ) -> None:
         self.method = method
         self.impl = impl
         self.strict = strict
-        self.state = State()
+        self.state = State() if state is None else state
         self.records: list[SiteRecord] = []
         # For measurements: told where the stages of a sparse call end, and shown every sparse call's inputs.
         self.recorder: Callable[[str], None] | None = None

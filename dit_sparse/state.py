@@ -1,7 +1,7 @@
 """What is carried between denoising steps: one :class:`LayerState` per (transformer, branch, layer).
 
-Methods and their configurations are immutable; everything that changes at run time lives here, is owned by
-the Handle, and is dropped at the start of every generation.
+Methods and their configurations are immutable; everything that changes at run time lives here, is shared by
+the transformers of a pipeline, and is dropped at the start of every generation.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class State:
     def __init__(self) -> None:
         self._layers: dict[tuple[str, str, int, int], LayerState] = {}
         self._shared: dict[tuple[str, str, int], dict[str, Any]] = {}
-        self.peak_bytes = 0
+        self._peak = 0
 
     def layer(self, site: Site, sample: int = 0) -> LayerState:
         """The state of this site's (transformer, branch, layer), made on first use.
@@ -69,15 +69,32 @@ class State:
 
     def reset(self) -> None:
         """Drop everything: a new generation starts."""
-        self.peak_bytes = max(self.peak_bytes, self.nbytes)
+        self._peak = self.peak_bytes
         self._layers.clear()
         self._shared.clear()
 
+    def release(self, transformer: str) -> None:
+        """Drop what one transformer carries: another goes on with the generation."""
+        self._peak = self.peak_bytes
+        self._layers = {key: layer for key, layer in self._layers.items() if key[0] != transformer}
+        self._shared = {key: values for key, values in self._shared.items() if key[0] != transformer}
+
     @property
     def nbytes(self) -> int:
-        """Bytes held now over all layers and branches."""
-        shared = (value for values in self._shared.values() for value in values.values())
-        return sum(layer.nbytes for layer in self._layers.values()) + sum(map(_tensor_bytes, shared))
+        """Bytes held now over all transformers, layers and branches."""
+        return self.nbytes_of(None)
+
+    def nbytes_of(self, transformer: str | None) -> int:
+        """Bytes held now by one transformer; by all for None."""
+        layers = [layer for key, layer in self._layers.items() if transformer in (None, key[0])]
+        shared = [values for key, values in self._shared.items() if transformer in (None, key[0])]
+        together = (value for values in shared for value in values.values())
+        return sum(layer.nbytes for layer in layers) + sum(map(_tensor_bytes, together))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes held at the end of a transformer's work, up to now."""
+        return max(self._peak, self.nbytes)
 
 
 def _tensor_bytes(value: Any) -> int:

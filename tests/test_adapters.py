@@ -183,6 +183,41 @@ def test_both_experts_of_wan_2_2():
     assert torch.equal(run(pipe, inputs), dense)
 
 
+@pytest.mark.parametrize("experts", [1, 2])
+def test_a_generation_knows_nothing_of_the_one_before(experts):
+    """Also where another transformer begins than the one that ended, and learns only once."""
+    pipe, inputs = both("wan", experts=experts)
+    latents = torch.randn(run(pipe, inputs).shape, generator=torch.Generator().manual_seed(5))
+    other = inputs | {"latents": latents}
+    setting = ALWAYS | {"density": 0.5, "relearn": None, "dense_steps": 1}
+    with dit_sparse.sparse_attention(pipe, "mosaic", **setting) as handle:
+        expected = run(pipe, other)
+        sites = [record.site for record in handle.stats().records]
+    with dit_sparse.sparse_attention(pipe, "mosaic", **setting) as handle:
+        assert not torch.equal(run(pipe, inputs), expected)
+        assert torch.equal(run(pipe, other), expected)
+        assert [record.site for record in handle.stats().records] == sites
+
+
+def test_an_expert_gives_back_what_it_carries_when_the_other_takes_over():
+    pipe, inputs = both("wan", experts=2)
+    experts, held = ("transformer", "transformer_2"), []
+    with dit_sparse.sparse_attention(pipe, "mosaic", density=0.5, **ALWAYS) as handle:
+        state = handle.runtimes[0].state
+        hooks = [
+            getattr(pipe, name).register_forward_hook(
+                lambda *_: held.append([state.nbytes_of(one) for one in experts])
+            )
+            for name in experts
+        ]
+        run(pipe, inputs)
+        for hook in hooks:
+            hook.remove()
+        assert held[0][0] > 0 == held[0][1]
+        assert held[-1][1] > 0 == held[-1][0]
+        assert handle.stats().state_bytes == max(first + second for first, second in held)
+
+
 def image(width=112, height=80):
     return Image.effect_noise((width, height), 60).convert("RGB")
 

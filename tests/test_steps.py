@@ -82,3 +82,28 @@ def test_a_bare_transformer_counts_timesteps():
     assert [m.call for m in seen] == [0, 1] * 4
     assert [m.new_generation for m in seen] == [True, False, False, False, False, False, True, False]
     assert {m.num_steps for m in seen} == {None}
+
+
+class Expert:
+    def __init__(self):
+        self.told = []
+
+    def start(self):
+        self.told.append("start")
+
+    def rest(self):
+        self.told.append("rest")
+
+
+def test_transformers_are_told_of_each_other():
+    """All of a generation's start, the others of a transformer's first forward in it: once, however often
+    they take turns."""
+    tracker, first, second = StepTracker(), Expert(), Expert()
+    tracker.followers.update((first, second))
+    for timestep, runs in ((900, first), (700, first), (500, second), (300, first), (100, second)):
+        tracker.advance(timestep, runs)
+    assert first.told == ["start", "rest"]
+    assert second.told == ["start", "rest"]  # it rested when the first one began
+    tracker.advance(900, second)
+    assert first.told == ["start", "rest", "start", "rest"]
+    assert second.told == ["start", "rest", "start"]

@@ -61,10 +61,12 @@ class Attachment:
         self._mask_read: tuple[weakref.ref[Tensor], int, tuple[int, ...]] | None = None
         self._place_processors()
         self._hook = transformer.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        tracker.followers.add(self)
 
     def detach(self) -> None:
         """Put everything back as it was."""
         self._hook.remove()
+        self.tracker.followers.discard(self)
         for _, module in self.layers:
             if isinstance(module.processor, SparseProcessor):
                 module.set_processor(module.processor.released())
@@ -104,16 +106,23 @@ class Attachment:
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """Take note of a forward: its token grid, step and branch."""
-        moment = self.tracker.advance(inputs["timestep"])
-        if moment.new_generation:
-            self.runtime.new_generation()
-            if self.fusion is not None:
-                self.fusion.new_generation()
+        moment = self.tracker.advance(inputs["timestep"], self)
         self._layout = self.adapter.layout(self.transformer, inputs)
         self._site = Site(
             0, moment.step, moment.num_steps, branch_of(moment, self.adapter.guidance), self.name
         )
         self._valid_text = self._read_text_mask(inputs)
+
+    def start(self) -> None:
+        """A generation starts: forget the one before."""
+        self.runtime.new_generation()
+        if self.fusion is not None:
+            self.fusion.new_generation()
+
+    def rest(self) -> None:
+        """Another transformer goes on with the generation: give back what is carried. Should this one run
+        again, it learns anew."""
+        self.runtime.state.release(self.name)
 
     def _read_text_mask(self, inputs: Mapping[str, Any]) -> tuple[int, ...] | None:
         mask = inputs.get(self.adapter.text_mask) if self.adapter.text_mask else None

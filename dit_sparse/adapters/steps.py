@@ -4,7 +4,8 @@ itself."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -29,6 +30,18 @@ class Moment:
     new_generation: bool
 
 
+class Follower(Protocol):
+    """A transformer that takes part in the generations of a pipeline."""
+
+    def start(self) -> None:
+        """A generation starts, whichever transformer runs first."""
+        ...
+
+    def rest(self) -> None:
+        """Another transformer runs for the first time in this generation."""
+        ...
+
+
 class StepTracker:
     """Follows a generation forward by forward.
 
@@ -43,6 +56,9 @@ class StepTracker:
 
     Args:
         scheduler: the pipeline's scheduler or a function that returns it; None for a bare transformer.
+
+    Attributes:
+        followers: told what concerns them all; held weakly.
     """
 
     def __init__(self, scheduler: Any = None) -> None:
@@ -52,10 +68,17 @@ class StepTracker:
         self._step = -1
         self._call = 0
         self._begin: int | None = None
+        self.followers: WeakSet[Follower] = WeakSet()
+        self._ran: WeakSet[Follower] = WeakSet()
 
-    def advance(self, timestep: Any) -> Moment:
-        """Take note of a forward at ``timestep`` (number or tensor of any shape, one value per sample or
-        token)."""
+    def advance(self, timestep: Any, runs: Follower | None = None) -> Moment:
+        """Take note of a forward.
+
+        Args:
+            timestep: number or tensor of any shape, one value per sample or token.
+            runs: whose forward it is. The others are told when it is its first in a generation, so that
+                experts that take turns once, as those of Wan 2.2, can give back what they carry.
+        """
         scheduler = self._scheduler() if callable(self._scheduler) else self._scheduler
         timesteps = getattr(scheduler, "timesteps", None)
         num_steps: int | None
@@ -68,7 +91,19 @@ class StepTracker:
             num_steps = None
         self._call = 0 if new or step != self._step else self._call + 1
         self._step = step
+        self._tell(runs, new)
         return Moment(step, num_steps, self._call, new)
+
+    def _tell(self, runs: Follower | None, new: bool) -> None:
+        if new:
+            self._ran.clear()
+            for follower in self.followers:
+                follower.start()
+        if runs is not None and runs not in self._ran:
+            self._ran.add(runs)
+            for follower in self.followers:
+                if follower is not runs:
+                    follower.rest()
 
     def _scheduled(self, scheduler: Any, timesteps: Tensor, timestep: Any, new: bool) -> tuple[int, int]:
         if new:  # video-to-video starts in the middle of the schedule: steps count from there
