@@ -25,7 +25,8 @@ from dit_sparse.runtime import Runtime
 from dit_sparse.state import State
 from dit_sparse.stats import Stats
 
-DEFAULT_METHOD = "svg2"
+DEFAULT_METHOD = "mosaic"
+"""The nearest to dense attention at equal time, see docs/methods.md."""
 ProfileLike = str | Path | Profile
 
 _HANDLES: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
@@ -123,7 +124,7 @@ def enable_sparse_attention(
 
     Args:
         pipe_or_transformer: a diffusers pipeline (both experts of Wan 2.2 are covered) or a bare transformer.
-        method: a name from :func:`dit_sparse.list_methods` ("svg2" when None), a configuration such as
+        method: a name from :func:`dit_sparse.list_methods` ("mosaic" when None), a configuration such as
             ``SVG2(top_p=0.9)``, or
             an own composition of axes (:class:`dit_sparse.engine.SparseMethod`).
         profile: instead of a method: name of a shipped profile (``dit-sparse list``), path of a pattern file
@@ -154,7 +155,7 @@ def enable_sparse_attention(
         >>> from diffusers import WanPipeline
         >>> import dit_sparse
         >>> pipe = WanPipeline.from_pretrained(dit_sparse.embedded.tiny_wan_path())
-        >>> handle = pipe.enable_sparse_attention("svg2", density=0.25)
+        >>> handle = pipe.enable_sparse_attention(density=0.25)
         >>> pipe.disable_sparse_attention()
     """
     transformers = transformers_of(pipe_or_transformer)

@@ -35,6 +35,7 @@ from dit_sparse import SVG2, Draft
 from dit_sparse.adapters import find_adapter
 from dit_sparse.adapters.loading import compile_blocks
 from dit_sparse.engine import SparseMethod
+from dit_sparse.methods import make_method
 from dit_sparse.schedule import Schedule
 from dit_sparse.selectors import TopK
 
@@ -163,6 +164,21 @@ def test_cogvideox_1_5_patches_time():
     with dit_sparse.sparse_attention(pipe, "svg2", density=1.0, **ALWAYS) as handle:
         torch.testing.assert_close(run(pipe, inputs), dense, rtol=1e-3, atol=1e-3)
         assert handle.stats().fallbacks == []
+
+
+def test_without_a_method_the_recommended_one_runs():
+    with dit_sparse.sparse_attention(wan_pipeline()) as handle:
+        assert handle.config == make_method("mosaic")
+
+
+@pytest.mark.parametrize(("steps", "dense"), [(2, {0}), (3, {0}), (4, {0, 2}), (6, {0, 1, 3})])
+def test_short_runs_do_not_learn_for_nothing(steps, dense):
+    """Neither twice in a row nor in the last step."""
+    pipe, inputs = both("wan")
+    with dit_sparse.sparse_attention(pipe, "mosaic", density=0.5, min_tokens=0, block_size=16) as handle:
+        run(pipe, inputs | {"num_inference_steps": steps})
+        found = {r.site.step for r in handle.stats().records if r.dense_reason is not None}
+    assert found == dense
 
 
 def test_both_experts_of_wan_2_2():

@@ -37,7 +37,7 @@ def compare(
     context: typer.Context,
     methods: Annotated[
         list[str] | None,
-        Option("--method", help="Name, or name:field=value,...; repeatable.  [default: all methods]"),
+        Option("--method", help="Name, or name:field=value,...; repeatable.  \\[default: all methods]"),
     ] = None,
     profiles: Annotated[
         list[str] | None,
@@ -45,7 +45,7 @@ def compare(
     ] = None,
     densities: Annotated[
         list[float] | None,
-        Option("--density", help="Repeatable.  [default: 0.5, 0.25 and 0.1]"),
+        Option("--density", help="Repeatable.  \\[default: 0.5, 0.25 and 0.1]"),
     ] = None,
     baseline: Annotated[
         str | None, Option(help="One of the methods: the others are compared with it prompt by prompt.")

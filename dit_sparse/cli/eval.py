@@ -49,7 +49,7 @@ def evaluate(
         list[str] | None,
         Option(
             "--method",
-            help="Name, or name:field=value,...; repeatable.  [default: svg2]",
+            help="Name, or name:field=value,...; repeatable.  \\[default: mosaic]",
             rich_help_panel=SPARSE,
         ),
     ] = None,
@@ -61,7 +61,7 @@ def evaluate(
         list[float] | None,
         Option(
             "--density",
-            help="Every method and profile at each; repeatable.  [default: their own]",
+            help="Every method and profile at each; repeatable.  \\[default: their own]",
             rich_help_panel=SPARSE,
         ),
     ] = None,
@@ -72,7 +72,7 @@ def evaluate(
     strict: Strict = None,
     baseline: Annotated[
         str | None,
-        Option(help="Label of the configuration that the others are compared with.  [default: the first]"),
+        Option(help="Label of the configuration that the others are compared with.  \\[default: the first]"),
     ] = None,
     floor: Annotated[
         bool, Option("--floor/--no-floor", help="Also dense against dense, one more run a prompt.")
@@ -179,11 +179,12 @@ def parse_configurations(
     Raises:
         ValueError: on a field without value, or on what is given twice.
     """
+    from dit_sparse.api import DEFAULT_METHOD
     from dit_sparse.report.evaluation_folder import Configuration
 
     shared = options.sparse_call()
     kinds: list[tuple[str, dict[str, Any]]] = []
-    for spec in distinct(methods or ([] if profiles else ["svg2"]), "--method"):
+    for spec in distinct(methods or ([] if profiles else [DEFAULT_METHOD]), "--method"):
         name, fields = parse_method(spec)
         kinds.append((spec, {"method": name, **fields}))
     kinds += [(profile, {"profile": profile}) for profile in distinct(profiles or (), "--profile")]

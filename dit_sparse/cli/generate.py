@@ -48,7 +48,7 @@ def generate(
     seed: Seed = None,
     fps: Fps = None,
     method: Annotated[
-        str | None, Option(help="See dit-sparse list.  [default: svg2]", rich_help_panel=SPARSE)
+        str | None, Option(help="See dit-sparse list.  \\[default: mosaic]", rich_help_panel=SPARSE)
     ] = None,
     density: Annotated[
         float | None, Option(help="Fraction of attention blocks computed, in (0, 1].", rich_help_panel=SPARSE)
@@ -86,18 +86,18 @@ def generate(
         bool | None,
         Option(
             "--floor/--no-floor",
-            help="With --compare: a second dense run by another kernel.  [default: for tiny-wan]",
+            help="With --compare: a second dense run by another kernel.  \\[default: for tiny-wan]",
         ),
     ] = None,
     recall: Annotated[
         bool | None,
         Option(
             "--recall/--no-recall",
-            help="A second, untimed sparse run: how much of the softmax is kept.  [default: for tiny-wan]",
+            help="A second, untimed sparse run: how much of the softmax is kept.  \\[default: for tiny-wan]",
         ),
     ] = None,
     output: Annotated[
-        Path | None, Option(help="Folder for videos and report.  [default: dit-sparse-out]")
+        Path | None, Option(help="Folder for videos and report.  \\[default: dit-sparse-out]")
     ] = None,
     config: Annotated[Path | None, Option(help="YAML file with any of these options.")] = None,
     lpips_weights: LpipsWeights = None,

@@ -34,20 +34,20 @@ def inspect_attention(
         Option(help="Denoising steps: indices from 0, fractions, percentages.", rich_help_panel=LOOK),
     ] = "20%,50%,90%",
     layers: Annotated[
-        str | None, Option(help='"all" or a list: 0-3,7.  [default: 4, spread]', rich_help_panel=LOOK)
+        str | None, Option(help='"all" or a list: 0-3,7.  \\[default: 4, spread]', rich_help_panel=LOOK)
     ] = None,
     heads: Annotated[
-        str | None, Option(help='"all" or a list: 0-3,7.  [default: up to 8, spread]', rich_help_panel=LOOK)
+        str | None, Option(help='"all" or a list: 0-3,7.  \\[default: up to 8, spread]', rich_help_panel=LOOK)
     ] = None,
     points: Annotated[
         list[str] | None,
         Option(
-            help='Query tokens "t,h,w", repeatable, or how many to sample.  [default: 4]',
+            help='Query tokens "t,h,w", repeatable, or how many to sample.  \\[default: 4]',
             rich_help_panel=LOOK,
         ),
     ] = None,
     method: Annotated[
-        str | None, Option(help="Whose blocks to show.  [default: svg2]", rich_help_panel=LOOK)
+        str | None, Option(help="Whose blocks to show.  \\[default: mosaic]", rich_help_panel=LOOK)
     ] = None,
     density: Annotated[
         float | None, Option(help="Fraction of attention blocks computed, in (0, 1].", rich_help_panel=LOOK)

@@ -25,17 +25,17 @@ WORK = Path("dit-sparse-profile")
 def profile(
     context: typer.Context,
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="Calibration prompts.  [default: two of tiny-wan's own]")
+        list[str] | None, typer.Argument(help="Calibration prompts.  \\[default: two of tiny-wan's own]")
     ] = None,
     prompt_file: Annotated[
         Path | None, Option(help="Prompts, one a line, instead.", rich_help_panel=RECORD)
     ] = None,
     model: Annotated[
-        str | None, Option(help="Local folder or hub id.  [default: tiny-wan]", rich_help_panel=RECORD)
+        str | None, Option(help="Local folder or hub id.  \\[default: tiny-wan]", rich_help_panel=RECORD)
     ] = None,
     component: Annotated[
         str | None,
-        Option(help="transformer or transformer_2.  [default: transformer]", rich_help_panel=RECORD),
+        Option(help="transformer or transformer_2.  \\[default: transformer]", rich_help_panel=RECORD),
     ] = None,
     negative_prompt: Annotated[str | None, Option(rich_help_panel=RECORD)] = None,
     height: Annotated[int | None, Option(help="Pixels.", rich_help_panel=RECORD)] = None,
@@ -48,20 +48,22 @@ def profile(
         Option(
             "--seed",
             min=0,
-            help="Of the start noise; once (prompt i has SEED + i) or once per prompt.  [default: 0]",
+            help="Of the start noise; once (prompt i has SEED + i) or once per prompt.  \\[default: 0]",
             rich_help_panel=RECORD,
         ),
     ] = None,
     groups: Annotated[
         str | None,
-        Option(help='Step groups: a number, or first steps "5,9,15".  [default: 4]', rich_help_panel=RECORD),
+        Option(
+            help='Step groups: a number, or first steps "5,9,15".  \\[default: 4]', rich_help_panel=RECORD
+        ),
     ] = None,
     dense_steps: Annotated[
         str | None,
-        Option(help="First steps left dense: count or fraction.  [default: 0.2]", rich_help_panel=RECORD),
+        Option(help="First steps left dense: count or fraction.  \\[default: 0.2]", rich_help_panel=RECORD),
     ] = None,
     observe: Annotated[
-        int | None, Option(min=1, help="Steps observed per group.  [default: 2]", rich_help_panel=RECORD)
+        int | None, Option(min=1, help="Steps observed per group.  \\[default: 2]", rich_help_panel=RECORD)
     ] = None,
     recipe: Annotated[
         str, Option(help='How to choose; "list" shows them all.', rich_help_panel=CHOOSE)
@@ -94,7 +96,7 @@ def profile(
     ] = False,
     work: Annotated[Path, Option(help="Folder of the recording; a second run goes on or reuses it.")] = WORK,
     output: Annotated[
-        Path | None, Option(help="Pattern file.  [default: profile.safetensors in --work]")
+        Path | None, Option(help="Pattern file.  \\[default: profile.safetensors in --work]")
     ] = None,
     dtype: Dtype = None,
     device: Device = None,

@@ -50,7 +50,7 @@ class LowRankResidual:
     def wants(self, context: PlanContext) -> bool:
         """At the last dense step, and again."""
         learnt = context.state.values.get(_key(context))
-        return context.due(None if learnt is None else learnt[0], context.step_at(self.again))
+        return context.due(None if learnt is None else learnt[0], context.relearning_step(self.again))
 
     def observe(self, seen: Observation) -> None:
         """Take the lack of this call."""

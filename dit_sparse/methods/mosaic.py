@@ -40,7 +40,8 @@ class Mosaic(ComposedConfig):
     Args:
         density: fraction of blocks to compute, in (0, 1].
         relearn: fraction of the steps at which everything is learnt again, in [0, 1], which makes that step
-            dense; None for never.
+            dense; None for never. Left out where it would fall directly behind the first time or on the last
+            step.
         scope: "layer" spends one budget over all heads, "head" and "row" equally.
         correction: "residual" is the method's own; without it or "pooled" the blocks of largest exact mass
             are kept.

@@ -60,7 +60,7 @@ class LearningHeads:
 
     def wants(self, context: PlanContext, key: str) -> bool:
         """Whether what lies under ``key`` in the state is to be learnt at this call."""
-        again, layer = context.step_at(RELEARN), context.site.layer
+        again, layer = context.relearning_step(RELEARN), context.site.layer
         return context.due(context.state.values.get(f"{key}.step"), again) and any(
             self.rows.has_observed(group, layer) for group in self.rows.groups_until(context.site, again)
         )
@@ -119,7 +119,7 @@ class LearningHeads:
     def _shares(self, context: PlanContext) -> dict[Share, list[int]]:
         """What is spent in the step groups that an observation at this call serves, and in which of them."""
         found: dict[Share, list[int]] = {}
-        for group in self.rows.groups_until(context.site, context.step_at(RELEARN)):
+        for group in self.rows.groups_until(context.site, context.relearning_step(RELEARN)):
             row = self.rows.row(context, group)
             if heads := row.heads_of(OBSERVED):
                 mean = fsum(row.density[head] for head in heads) / len(heads)

@@ -67,7 +67,7 @@ class LearntOrder:
     def wants(self, context: PlanContext) -> bool:
         """At the last dense step, and again."""
         learnt = context.state.values.get(f"{self.key}.step")
-        return self.density < 1.0 and context.due(learnt, context.step_at(self.again))
+        return self.density < 1.0 and context.due(learnt, context.relearning_step(self.again))
 
     def observe(self, seen: Observation) -> None:
         """Choose."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_sparse.layout import TokenLayout, ceil_div, step_at
+from dit_sparse.layout import TokenLayout, ceil_div, relearning_step
 from dit_sparse.methods.mosaic import RELEARN
 from dit_sparse.patterns import DENSE, KINDS, OBSERVED
 from dit_sparse.profiler.budget import Budget
@@ -126,8 +126,9 @@ class Problem:
         """Part of the sparse steps that is dense where heads are observed, which learn again halfway, and at
         the first step where there is no guard."""
         schedule = self.recording.schedule
-        first, again = schedule.groups[0][0], step_at(RELEARN, schedule.num_steps)
-        steps = {step for step in (0, again) if first <= step < schedule.num_steps}
+        first = schedule.groups[0][0]
+        again = relearning_step(RELEARN, schedule.num_steps, first)
+        steps = {step for step in (0, again) if step is not None and step >= first}
         return len(steps) / (schedule.num_steps - first)
 
     @cached_property

@@ -54,7 +54,7 @@ class ObservedMass:
 
     def wants(self, context: PlanContext) -> bool:
         """At the last dense step, and again unless the old log-sum-exp serves."""
-        again = None if self.reuse_lse else context.step_at(self.again)
+        again = None if self.reuse_lse else context.relearning_step(self.again)
         return self.density < 1.0 and context.due(context.state.values.get(STEP), again)
 
     def observe(self, seen: Observation) -> None:
@@ -62,7 +62,7 @@ class ObservedMass:
         values, step = seen.context.state.values, seen.context.site.step
         self._draw(seen.problem(), seen.lse)
         values[STEP] = step
-        again = seen.context.step_at(self.again)
+        again = seen.context.relearning_step(self.again)
         if self.reuse_lse and again is not None and step < again:
             values[LSE] = seen.lse.half()
 
@@ -74,7 +74,7 @@ class ObservedMass:
         """
         if self.density == 1.0:
             return torch.ones(given.shape, dtype=torch.bool, device=given.q.device)
-        values, again = given.context.state.values, given.context.step_at(self.again)
+        values, again = given.context.state.values, given.context.relearning_step(self.again)
         if LSE in values and again is not None and given.context.site.step >= again:
             self._draw(given, values.pop(LSE).float())
         return unpack_bits(given.context.learnt(BITS), given.forced.shape[1]) | given.forced

@@ -51,7 +51,9 @@ class ObservedError:
 
     def wants(self, context: PlanContext) -> bool:
         """At the last dense step, and again."""
-        return self.density < 1.0 and context.due(context.state.values.get(STEP), context.step_at(self.again))
+        return self.density < 1.0 and context.due(
+            context.state.values.get(STEP), context.relearning_step(self.again)
+        )
 
     def observe(self, seen: Observation) -> None:
         """Draw the mask."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import av
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from dit_sparse.api import DEFAULT_METHOD
 from dit_sparse.cli import generate as generate_module
 from dit_sparse.cli import probes, session
 from dit_sparse.cli.main import app
@@ -115,6 +118,21 @@ def test_interrupt_exits_130_and_leaves_nothing(monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_help_shows_every_default():
+    """Rich takes what stands in square brackets for markup, and drops it, unless it is escaped."""
+    commands = typer.main.get_command(app).commands
+    for name, command in commands.items():
+        shown = " ".join(run(name, "--help").stdout.replace("│", " ").split())
+        for param in command.params:
+            for default in re.findall(r"\[default: .*?\]", getattr(param, "help", None) or ""):
+                assert default in shown, (name, param.name)
+
+
+@pytest.mark.parametrize("command", ["generate", "eval", "inspect-attention"])
+def test_help_names_the_default_method(command):
+    assert f"[default: {DEFAULT_METHOD}]" in run(command, "--help").stdout
+
+
 def test_list_names_what_there_is():
     result = run("list")
     assert result.exit_code == 0, result.output
@@ -155,7 +173,7 @@ def test_generate_makes_the_whole_folder(tmp_path):
     assert report.command == f"dit-sparse generate '{prompt}' {' '.join(SMALL)} " + (
         f"--density 0.5 --compare --seed 3 --output {output}"
     )
-    assert report.config["method"] == "svg2"
+    assert report.config["method"] == DEFAULT_METHOD
     assert report.config["density"] == 0.5
     assert report.metrics.floor is not None  # unasked: the embedded model is cheap
     assert report.metrics.floor.kernel == "reference"

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from test_commands import error_line, run
 
+from dit_sparse.api import DEFAULT_METHOD
 from dit_sparse.cli.eval import parse_configurations
 from dit_sparse.cli.options import GenerateOptions
 from dit_sparse.cli.progress import ClipsProgress
@@ -247,7 +248,7 @@ def test_configurations_are_methods_and_profiles_by_densities():
     assert made[0].asked == {**shared, "method": "draft", "density": 0.5, "dense_steps": 3}
     assert made[3].asked == {**shared, "profile": "tiny-wan/balanced", "density": 0.25, "dense_steps": 0.2}
     assert len({c.folder for c in made}) == 4
-    assert [c.asked["method"] for c in parse_configurations(options, None, None, None)] == ["svg2"]
+    assert [c.asked["method"] for c in parse_configurations(options, None, None, None)] == [DEFAULT_METHOD]
     assert "density" not in parse_configurations(options, ["draft"], None, None)[0].asked
     assert [c.label for c in parse_configurations(options, None, ["a"], None)] == ["a"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from test_commands import error_line, run
 
+from dit_sparse.api import DEFAULT_METHOD
 from dit_sparse.report.attention_schema import (
     Attention,
     Curves,
@@ -34,7 +35,7 @@ def test_a_run_on_the_embedded_model(tmp_path):
     assert attention.grid == (2, 4, 4)
     assert attention.points == [(0, 1, 1)]
     assert attention.block_size == (16, 16)
-    assert (attention.method["method"], attention.method["density"]) == ("svg2", 0.5)
+    assert (attention.method["method"], attention.method["density"]) == (DEFAULT_METHOD, 0.5)
     assert attention.generation["num_inference_steps"] == 2
     assert attention.command.startswith("dit-sparse inspect-attention 'a red circle' --height 32")
     assert (tmp_path / "attention.html").stat().st_size > 10_000

@@ -187,7 +187,7 @@ def test_shipped_profiles_are_small_and_of_the_embedded_model(name):
 @pytest.mark.parametrize("command", ["profile", "inspect"])
 def test_every_option_is_documented(command):
     section = DOCUMENT.partition(f"## {command}\n")[2].partition("\n## ")[0]
-    options = {word.rstrip(",") for word in run(command, "--help").stdout.split() if word.startswith("--")}
+    options = {word.rstrip(",]") for word in run(command, "--help").stdout.split() if word.startswith("--")}
     assert [name for name in options - {"--help"} if f"`{name}`" not in section] == []
 
 
