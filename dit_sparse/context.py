@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from dit_sparse.layout import Site, TokenLayout, relearning_step
+from dit_sparse.layout import Site, TokenLayout, step_at
 from dit_sparse.state import LayerState
 
 if TYPE_CHECKING:  # these rooms lie above this one
@@ -26,9 +26,19 @@ plan of an earlier step."""
 
 
 def check_fraction(name: str, value: float | None) -> None:
-    """Raise ValueError unless a field that :meth:`PlanContext.relearning_step` will read is in range."""
+    """Raise ValueError unless a field that :meth:`PlanContext.step_at` will read is in range."""
     if value is not None and not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be in [0, 1] or None, got {value}")
+
+
+def relearning_step(fraction: float, num_steps: int, first_sparse_step: int) -> int | None:
+    """First of ``num_steps`` steps at or after a fraction of them, as one to learn again at.
+
+    None where that would make a step dense for nothing: directly behind the step that learnt first, the last
+    before ``first_sparse_step`` or else step 0, and at the end, where no step follows.
+    """
+    step = step_at(fraction, num_steps)
+    return step if max(first_sparse_step, 1) < step < num_steps - 1 else None
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,16 @@ class PlanContext:
         """Last step of the leading dense guard; step 0 where there is no guard."""
         return max(0, self.first_sparse_step - 1)
 
+    def step_at(self, fraction: float | None) -> int | None:
+        """First step at or after this fraction of the generation; None where there is no fraction, or the
+        loop does not tell its length."""
+        if fraction is None or self.site.num_steps is None:
+            return None
+        return step_at(fraction, self.site.num_steps)
+
     def relearning_step(self, fraction: float | None) -> int | None:
-        """Step to learn again at, see :func:`~dit_sparse.layout.relearning_step`; None also where there is no
-        fraction, or the loop does not tell its length."""
+        """As :meth:`step_at`, for a step that becomes dense to learn again: None also where that is for
+        nothing, see :func:`relearning_step`."""
         if fraction is None or self.site.num_steps is None:
             return None
         return relearning_step(fraction, self.site.num_steps, self.first_sparse_step)

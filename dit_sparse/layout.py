@@ -33,16 +33,6 @@ def step_at(fraction: float, num_steps: int) -> int:
     return math.ceil(fraction * num_steps - 1e-9)
 
 
-def relearning_step(fraction: float, num_steps: int, first_sparse_step: int) -> int | None:
-    """First of ``num_steps`` steps at or after a fraction of them, as one to learn again at.
-
-    None where that would make a step dense for nothing: directly behind the step that learnt first, the last
-    before ``first_sparse_step`` or else step 0, and at the end, where no step follows.
-    """
-    step = step_at(fraction, num_steps)
-    return step if max(first_sparse_step, 1) < step < num_steps - 1 else None
-
-
 def pack_bits(mask: Tensor) -> Tensor:
     """A bool mask ``[..., n]`` as bits: uint8 ``[..., ceil(n / 8)]``, least significant bit first."""
     pad = -mask.shape[-1] % BYTE_BITS

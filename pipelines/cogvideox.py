@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--method", default="svg2")
+    parser.add_argument("--method", default="mosaic")
     parser.add_argument("--density", type=float, default=0.3)
     parser.add_argument("--output", type=Path, default=Path("outputs/cogvideox"))
     parser.add_argument("--tiny", action="store_true", help="random weights at a tiny size")

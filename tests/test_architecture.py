@@ -31,7 +31,7 @@ BELOW = {
     "embedded": set(),
     "presets": set(),
     "_install": {"api"},
-    "api": {"adapters", "engine", "kernels", "methods", "patterns", "presets", "runtime", "stats"},
+    "api": {"adapters", "engine", "kernels", "methods", "patterns", "presets", "runtime", "state", "stats"},
     "profiler": {
         "corrections",
         "layout",

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit_sparse.layout import TokenLayout, ceil_div, relearning_step
+from dit_sparse.context import relearning_step
+from dit_sparse.layout import TokenLayout, ceil_div
 from dit_sparse.methods.mosaic import RELEARN
 from dit_sparse.patterns import DENSE, KINDS, OBSERVED
 from dit_sparse.profiler.budget import Budget

@@ -62,7 +62,7 @@ class ObservedMass:
         values, step = seen.context.state.values, seen.context.site.step
         self._draw(seen.problem(), seen.lse)
         values[STEP] = step
-        again = seen.context.relearning_step(self.again)
+        again = seen.context.step_at(self.again)
         if self.reuse_lse and again is not None and step < again:
             values[LSE] = seen.lse.half()
 
@@ -74,7 +74,7 @@ class ObservedMass:
         """
         if self.density == 1.0:
             return torch.ones(given.shape, dtype=torch.bool, device=given.q.device)
-        values, again = given.context.state.values, given.context.relearning_step(self.again)
+        values, again = given.context.state.values, given.context.step_at(self.again)
         if LSE in values and again is not None and given.context.site.step >= again:
             self._draw(given, values.pop(LSE).float())
         return unpack_bits(given.context.learnt(BITS), given.forced.shape[1]) | given.forced

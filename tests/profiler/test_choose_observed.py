@@ -95,10 +95,11 @@ def test_recipes_of_papers_stay_as_published(name):
     ("groups", "part"),
     [
         (((2, 6), (6, 10)), 1 / 8),  # step 5
-        (((5, 10),), 1 / 5),  # the first sparse step
+        (((4, 10),), 1 / 6),
+        (((5, 10),), 0.0),  # the guard has just learnt
         (((6, 10),), 0.0),  # the guard is longer
         (((0, 10),), 2 / 10),  # no guard: step 0 too
-        (((1, 2),), 1.0),
+        (((1, 3),), 0.0),  # the last step
     ],
 )
 def test_steps_at_which_heads_learn_are_counted(groups, part):

@@ -5,6 +5,7 @@ import torch
 from report_samples import make_context
 from tiny import FAMILIES, run, wan_inputs, wan_pipeline
 
+from dit_sparse.api import DEFAULT_METHOD
 from dit_sparse.methods import make_method
 from dit_sparse.report.attention_inspection import Wanted, held_bytes, inspect_attention
 from dit_sparse.report.attention_report import write_inspection
@@ -161,7 +162,7 @@ def test_points():
 def test_methods_by_options():
     config = method_config({"backend": "auto", "strict": False, "method": "draft", "density": 0.3})
     assert config == make_method("draft", density=0.3)
-    assert method_config({}).name == "svg2"
+    assert method_config({}).name == DEFAULT_METHOD
     with pytest.raises(ValueError, match="no field 'nope'"):
         method_config({"nope": 1})
 
