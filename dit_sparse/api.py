@@ -29,7 +29,8 @@ DEFAULT_METHOD = "mosaic"
 """The nearest to dense attention at equal time, see docs/methods.md."""
 ProfileLike = str | Path | Profile
 
-_HANDLES: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
+# Both weak: a handle reaches its transformer, whose hook keeps the attachment and with it the handle.
+_HANDLES: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
 
 
 class Handle:
@@ -97,6 +98,8 @@ class Handle:
         """Forget carried state and records, as a new generation does by itself."""
         for runtime in self._runtimes:
             runtime.new_generation()
+        for attachment in self._attachments:
+            attachment.tracker.reset()
 
     def disable(self) -> None:
         """Detach; the model is bit-identical to before. Records stay readable. Calling it again does
@@ -160,7 +163,7 @@ def enable_sparse_attention(
     """
     transformers = transformers_of(pipe_or_transformer)
     for transformer in transformers.values():
-        if transformer in _HANDLES:
+        if _handle_of(transformer) is not None:
             raise ValueError(
                 f"sparse attention is enabled on this {type(transformer).__name__} already: "
                 "call disable_sparse_attention() first"
@@ -198,16 +201,22 @@ def enable_sparse_attention(
     # Everything that can refuse has refused: from here on the model is changed.
     attachments = [Attachment(*plan, tracker, fusion) for plan, fusion in zip(plans, fusions)]
     handle = Handle([plan[-1] for plan in plans], attachments, config)
-    for transformer in transformers.values():
-        _HANDLES[transformer] = handle
+    for attachment in attachments:
+        attachment.owner = handle
+        _HANDLES[attachment.transformer] = weakref.ref(handle)
     return handle
 
 
 def disable_sparse_attention(pipe_or_transformer: Any) -> None:
     """Undo :func:`enable_sparse_attention`; does nothing where it is not enabled."""
     for transformer in transformers_of(pipe_or_transformer).values():
-        if transformer in _HANDLES:
-            _HANDLES[transformer].disable()
+        if (handle := _handle_of(transformer)) is not None:
+            handle.disable()
+
+
+def _handle_of(transformer: nn.Module) -> Handle | None:
+    known = _HANDLES.get(transformer)
+    return None if known is None else known()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ PLANNED = ("dense_step", "dense_layer", "min_tokens", "observed")
 """Reasons to run dense that the schedule or the method asked for; any other is a fallback."""
 
 FALLBACKS = {
+    "gradients": "gradients are recorded, which sparse attention has none of: run under torch.no_grad()",
     "attention_mask": "an attention mask that is not plain text padding was passed",
     "token_count": "the sequence does not hold the tokens that the model's inputs announce",
     "parallelism": "context parallelism is enabled for this model",
@@ -90,6 +91,8 @@ class Runtime:
             RuntimeError: with ``strict``, where only dense attention can serve the call.
         """
         obstacle = call.obstacle
+        if obstacle is None and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            obstacle = "gradients"
         if obstacle is None and q.shape[1] != call.layout.num_tokens:
             obstacle = "token_count"
         planned = self.method.schedule.dense_reason(call.site, call.layout, call.num_layers)
@@ -98,6 +101,11 @@ class Runtime:
                 self.fall_back(call.site, obstacle or "")
             else:
                 self.records.append(SiteRecord(call.site, 1.0, planned, "dense"))
+            return call.dense()
+        if planned is not None and self.method.schedule.never_sparse(
+            call.site.layer, call.layout, call.num_layers
+        ):  # nothing to learn for
+            self.records.append(SiteRecord(call.site, 1.0, planned, "dense"))
             return call.dense()
         parts = self._parts(q, call)
         observed = any(p.wants(part.context) for p in self.method.observers for part in parts)
@@ -132,7 +140,9 @@ class Runtime:
 
     def _context(self, q: Tensor, batch: int, layout: TokenLayout, call: Call, sample: int) -> PlanContext:
         shared = replace(call.site, branch="batched") if self.method.share_branches else call.site
-        state = self.state.layer(shared, sample)
+        # Padded text is trimmed: branches that share a state can differ in length, and learn apart then.
+        group = () if call.valid_text is None else (sample, batch, layout.text_tokens)
+        state = self.state.layer(shared, group)
         state.match(layout, batch, q.shape[2])
         return self.method.context(
             layout, call.site, state, head_dim=q.shape[-1], scale=call.scale, num_layers=call.num_layers

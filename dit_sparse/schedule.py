@@ -59,6 +59,10 @@ class Schedule:
             return "min_tokens"
         return None
 
+    def never_sparse(self, layer: int, layout: TokenLayout, num_layers: int) -> bool:
+        """Whether a layer stays dense at every step."""
+        return self._layer_is_dense(layer, num_layers) or layout.num_tokens < self.min_tokens
+
     def first_sparse_step(self, num_steps: int | None) -> int:
         """First step that is not left dense, taking ``num_steps`` None as in :meth:`dense_reason`."""
         step = 0

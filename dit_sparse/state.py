@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dit_sparse.layout import PackedPlan, Site, TokenLayout
 
+Group = tuple[int, ...]
+
 
 @dataclass
 class LayerState:
@@ -52,24 +54,25 @@ class State:
     """
 
     def __init__(self) -> None:
-        self._layers: dict[tuple[str, str, int, int], LayerState] = {}
-        self._shared: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self._layers: dict[tuple[str, str, int, Group], LayerState] = {}
+        self._shared: dict[tuple[str, str, Group], dict[str, Any]] = {}
         self._peak = 0
 
-    def layer(self, site: Site, sample: int = 0) -> LayerState:
+    def layer(self, site: Site, group: Group = ()) -> LayerState:
         """The state of this site's (transformer, branch, layer), made on first use.
 
         Args:
             site: where.
-            sample: index in the batch, when its samples are planned apart because their lengths differ.
+            group: which samples, and of what length, where lengths can differ: between the samples of a
+                batch, and between branches that share their state.
         """
-        shared = self._shared.setdefault((site.transformer, site.branch, sample), {})
-        key = (site.transformer, site.branch, site.layer, sample)
+        shared = self._shared.setdefault((site.transformer, site.branch, group), {})
+        key = (site.transformer, site.branch, site.layer, group)
         return self._layers.setdefault(key, LayerState(shared=shared))
 
     def reset(self) -> None:
         """Drop everything: a new generation starts."""
-        self._peak = self.peak_bytes
+        self._peak = 0
         self._layers.clear()
         self._shared.clear()
 
@@ -93,7 +96,7 @@ class State:
 
     @property
     def peak_bytes(self) -> int:
-        """Most bytes held at the end of a transformer's work, up to now."""
+        """Most bytes held at the end of a transformer's work, since the generation started."""
         return max(self._peak, self.nbytes)
 
 

@@ -53,6 +53,7 @@ class Attachment:
         self.fusion = fusion
         self.layers = adapter.attention_layers(transformer)
         self.key = compiled.make_key(self)
+        self.owner: Any = None  # kept alive as long as this is attached
         self.taps = [LayerTap(self, index) for index in range(len(self.layers))]
         self._names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
         self._layout: TokenLayout | None = None
@@ -62,6 +63,12 @@ class Attachment:
         self._place_processors()
         self._hook = transformer.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         tracker.followers.add(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        raise TypeError(
+            f"the {type(self.transformer).__name__} has sparse attention, which cannot be copied: call "
+            "disable_sparse_attention() before copying, and enable it on the copy"
+        )
 
     def detach(self) -> None:
         """Put everything back as it was."""
@@ -131,8 +138,9 @@ class Attachment:
         known = self._mask_read
         # One wait for the device per prompt, not per step: pipelines pass the same tensor at every step.
         assert isinstance(mask, Tensor)
-        if known is None or known[0]() is not mask or known[1] != mask._version:
-            known = (weakref.ref(mask), mask._version, tuple(int(n) for n in mask.sum(dim=1).tolist()))
+        version = -1 if mask.is_inference() else mask._version  # those of inference mode count no versions
+        if known is None or known[0]() is not mask or known[1] != version:
+            known = (weakref.ref(mask), version, tuple(int(n) for n in mask.sum(dim=1).tolist()))
             self._mask_read = known
         return known[2]
 
@@ -178,7 +186,7 @@ class LayerTap:
     """
 
     def __init__(self, attachment: Attachment, layer: int) -> None:
-        self._attachment = weakref.proxy(attachment)
+        self._attached = weakref.ref(attachment)
         self._key = attachment.key
         self._layer = layer
         self._layer_tensor = torch.tensor(layer)
@@ -192,6 +200,15 @@ class LayerTap:
     def bypass(self, obstacle: str) -> None:
         """See :class:`~dit_sparse.adapters.processors.Tap`."""
         self._attachment.bypass(self._layer, obstacle)
+
+    @property
+    def _attachment(self) -> Attachment:
+        attachment = self._attached()
+        assert attachment is not None  # the hook at the root keeps it
+        return attachment
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self._attachment.__deepcopy__(memo)
 
 
 def transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:
@@ -226,8 +243,20 @@ def _uncompiled(module: nn.Module) -> nn.Module:
 
 
 def scheduler_of(pipe_or_transformer: Any) -> Callable[[], Any] | None:
-    """A function that returns the pipeline's scheduler of the moment, None for a bare transformer."""
+    """A function that returns the pipeline's scheduler of the moment, None for a bare transformer.
+
+    Once the pipeline is gone it is the last one seen: ``from_pipe`` makes another of its parts, scheduler
+    included.
+    """
     if isinstance(pipe_or_transformer, nn.Module):
         return None
     pipe = weakref.ref(pipe_or_transformer)
-    return lambda: getattr(pipe(), "scheduler", None)
+    last = getattr(pipe_or_transformer, "scheduler", None)
+
+    def scheduler() -> Any:
+        nonlocal last
+        if (here := pipe()) is not None:
+            last = getattr(here, "scheduler", None)
+        return last
+
+    return scheduler

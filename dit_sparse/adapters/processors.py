@@ -188,6 +188,9 @@ def _tapped(
             f"sparse attention takes plain self-attention; got dropout_p={dropout_p}, "
             f"is_causal={is_causal}, enable_gqa={enable_gqa}: call disable_sparse_attention() for this model"
         )
+    if not query.dtype == key.dtype == value.dtype and torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)  # as torch's own attention casts
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     return _parallel_config.tap.attend(query, key, value, attn_mask, scale)
 
 

@@ -68,6 +68,7 @@ class StepTracker:
         self._step = -1
         self._call = 0
         self._begin: int | None = None
+        self._guessed = False
         self.followers: WeakSet[Follower] = WeakSet()
         self._ran: WeakSet[Follower] = WeakSet()
 
@@ -82,7 +83,12 @@ class StepTracker:
         scheduler = self._scheduler() if callable(self._scheduler) else self._scheduler
         timesteps = getattr(scheduler, "timesteps", None)
         num_steps: int | None
-        if isinstance(timesteps, Tensor) and getattr(scheduler, "num_inference_steps", None) is not None:
+        if (
+            isinstance(timesteps, Tensor)
+            and getattr(scheduler, "num_inference_steps", None) is not None
+            # A scheduler at its end is not what drives this loop: another pipeline has its own.
+            and (getattr(scheduler, "step_index", None) or 0) < len(timesteps)
+        ):
             new = timesteps is not self._timesteps
             self._timesteps = timesteps
             step, num_steps = self._scheduled(scheduler, timesteps, timestep, new)
@@ -93,6 +99,11 @@ class StepTracker:
         self._step = step
         self._tell(runs, new)
         return Moment(step, num_steps, self._call, new)
+
+    def reset(self) -> None:
+        """The next forward starts a generation."""
+        self._timesteps, self._timestep, self._begin = None, None, None
+        self._step, self._call = -1, 0
 
     def _tell(self, runs: Follower | None, new: bool) -> None:
         if new:
@@ -107,17 +118,16 @@ class StepTracker:
 
     def _scheduled(self, scheduler: Any, timesteps: Tensor, timestep: Any, new: bool) -> tuple[int, int]:
         if new:  # video-to-video starts in the middle of the schedule: steps count from there
-            self._begin = getattr(scheduler, "begin_index", None)
-        if hasattr(scheduler, "step_index"):
-            index = scheduler.step_index
-            if index is None:  # schedulers find their index in their first step
-                return 0, len(timesteps) - (self._begin or 0)
+            self._begin, self._guessed = getattr(scheduler, "begin_index", None), False
+        index = getattr(scheduler, "step_index", None)
+        if index is None:  # most schedulers find their index in their first step, some have none
+            index = _position(timesteps, timestep)
             if self._begin is None:
-                self._begin = 0 if new else index - 1
-        else:
-            index = int((timesteps.double().cpu() - _scalar(timestep)).abs().argmin())
-            if self._begin is None:
-                self._begin = index
+                self._begin, self._guessed = index, True
+        elif self._begin is None:  # attached in the middle of a generation
+            self._begin = 0
+        elif self._guessed:
+            self._begin, self._guessed = index - 1, False
         return max(0, index - self._begin), max(1, len(timesteps) - self._begin)
 
     def _count(self, timestep: Any) -> tuple[int, bool]:
@@ -135,7 +145,17 @@ def branch_of(moment: Moment, guidance: str) -> Branch:
     return "conditional" if moment.call % 2 == 0 else "unconditional"
 
 
+def _position(timesteps: Tensor, timestep: Any) -> int:
+    """Index of the step at ``timestep``, which pipelines cast to the latents' type; 0 where there is none, as
+    in pipelines that scale it."""
+    value = _scalar(timestep)
+    dtype = timestep.dtype if isinstance(timestep, Tensor) else timesteps.dtype
+    distance = (timesteps.to(dtype).double().cpu() - value).abs()
+    nearest = int(distance.argmin())
+    return nearest if distance[nearest] <= 1e-2 * max(1.0, abs(value)) else 0
+
+
 def _scalar(timestep: Any) -> float:
-    """The (largest) timestep of the batch as a number. Waits for the device: only loops without step index
-    need it."""
+    """The (largest) timestep of the batch as a number. Waits for the device: only forwards without step index
+    need it, as those of the first step."""
     return float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)

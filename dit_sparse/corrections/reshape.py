@@ -49,7 +49,7 @@ class StatisticalReshape:
 
     def wants(self, context: PlanContext) -> bool:
         """At the last dense step and every ``refresh_steps`` after it."""
-        learnt = context.state.values.get(STEP)
+        learnt = context.state.values.get(_key(STEP, context))
         return context.due(learnt, None if learnt is None else learnt + self.refresh_steps)
 
     def observe(self, seen: Observation) -> None:
@@ -58,14 +58,14 @@ class StatisticalReshape:
         Raises:
             ValueError: if R does not fit its budget even as int8.
         """
-        values = seen.context.state.values
+        values, context = seen.context.state.values, seen.context
         sparse, lse = seen.sparse()
         # float16 keeps 11 bits of a number in [0, 1] at 2 bytes per row and head.
         rho = (lse - seen.lse).exp().clamp(max=1.0).half()
-        values[RHO], values[STEP] = rho, seen.context.site.step
+        values[_key(RHO, context)], values[_key(STEP, context)] = rho, context.site.step
         if self.residual_bytes:
             residual = seen.out.float() - _per_row(rho.float()) * sparse.float()
-            values[RESIDUAL] = _stored(residual, seen.out.dtype, self.residual_bytes)
+            values[_key(RESIDUAL, context)] = _stored(residual, seen.out.dtype, self.residual_bytes)
 
     def apply(self, given: CorrectionInput) -> Tensor:
         """The reshaped output ``[B, N, H, D]``.
@@ -74,15 +74,20 @@ class StatisticalReshape:
             ValueError: if nothing was observed yet.
         """
         context = given.context
-        age = context.site.step - context.learnt(STEP)
-        rho = (given.rows(context.learnt(RHO)).float() + self.growth * age).clamp(max=1.0)
+        age = context.site.step - context.learnt(_key(STEP, context))
+        rho = (given.rows(context.learnt(_key(RHO, context))).float() + self.growth * age).clamp(max=1.0)
         out = given.out * _per_row(rho)
         if self.residual_bytes:
-            residual = _restored(context.learnt(RESIDUAL), given.out.dtype)
+            residual = _restored(context.learnt(_key(RESIDUAL, context)), given.out.dtype)
             if given.q_order is not None:
                 residual = kernels.permute_rows(residual, given.q_order)
             out = out + residual
         return out.to(given.out.dtype)
+
+
+def _key(name: str, context: PlanContext) -> str:
+    """Branches may share their blocks, and with them this state: the ratio and R are each one's own."""
+    return f"{name}.{context.site.branch}"
 
 
 def _per_row(rows: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def test_rho_is_the_ratio_of_the_denominators(layout):
     q, k = (y.transpose(1, 2)[:, :, plan.q_order].double() for y in x[:2])
     exponentials = (q @ k.mT / 4).exp()
     expected = (exponentials * kept).sum(-1) / exponentials.sum(-1)
-    rho = state.values[RHO].float()[..., plan.q_order]
+    rho = state.values[f"{RHO}.batched"].float()[..., plan.q_order]
     torch.testing.assert_close(rho.double(), expected, rtol=1e-3, atol=1e-3)
     assert rho.min() < 0.8
 
@@ -121,7 +121,7 @@ def test_rho_grows_up_to_one():
     layout, x, state = TokenLayout(3, 5, 7), random(105, sharp=2.0), LayerState()
     method = composed(TopK(0.4), Raster(), growth=0.1)
     call(method, x, layout, state, apply=observed_attention)
-    rho = state.values[RHO].float()
+    rho = state.values[f"{RHO}.batched"].float()
     plain = SparseMethod("t", TopK(0.4), schedule=Schedule(min_tokens=0), block_size=16)
     sparse, _ = call(plain, x, layout, LayerState())
     for step in (0, 1, 4, 40):
@@ -168,11 +168,11 @@ def test_the_residual_takes_what_fits_its_budget():
         state = LayerState()
         method = composed(TopK(0.2), Raster(), residual_bytes=budget)
         call(method, x, layout, state, apply=observed_attention)
-        kept = state.values[RESIDUAL]
+        kept = state.values[f"{RESIDUAL}.batched"]
         assert kept[0].element_size() == stored and sum(t.nbytes for t in kept) <= budget
         assert state.nbytes == sum(t.nbytes for t in kept) + 2 * rows
         errors[stored] = (call(method, x, layout, state)[0] - exact).abs().amax()
-    largest = state.values[RESIDUAL][1].max() * 127
+    largest = state.values[f"{RESIDUAL}.batched"][1].max() * 127
     assert errors[4] < 1e-5 < errors[2] < largest / 2**8 and errors[1] < largest / 250
     smallest = elements + 4 * rows
     method = composed(TopK(0.2), Raster(), residual_bytes=smallest)
@@ -203,7 +203,7 @@ def test_rows_that_keep_nothing_come_from_the_residual():
     layout, x, state = TokenLayout(3, 5, 7), random(105), LayerState()
     method = composed(Skip(), Raster(), residual_bytes=PLENTY)
     call(method, x, layout, state, apply=observed_attention)
-    assert state.values[RHO].eq(0).all()
+    assert state.values[f"{RHO}.batched"].eq(0).all()
     torch.testing.assert_close(call(method, x, layout, state)[0].double(), dense(*x)[0], rtol=1e-5, atol=1e-5)
 
 
