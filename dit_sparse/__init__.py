@@ -14,8 +14,9 @@ from dit_sparse import _install
 
 if TYPE_CHECKING:
     from dit_sparse.adapters import Adapter, register_adapter, supported_models
-    from dit_sparse.api import Handle, disable_sparse_attention, enable_sparse_attention, sparse_attention
+    from dit_sparse.api import disable_sparse_attention, enable_sparse_attention, sparse_attention
     from dit_sparse.forecasting import forecast
+    from dit_sparse.handle import Handle
     from dit_sparse.methods import SVG2, Draft, describe, list_methods
     from dit_sparse.stats import Stats
     from dit_sparse.work import Rates
@@ -26,7 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapters",
     "Draft": "methods",
-    "Handle": "api",
+    "Handle": "handle",
     "Rates": "work",
     "SVG2": "methods",
     "Stats": "stats",

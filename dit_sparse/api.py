@@ -1,15 +1,12 @@
-"""The public surface: enable, disable, the context manager, and the handle."""
+"""The public surface: enable, disable, and the context manager."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-
-from torch import nn
 
 from dit_sparse import kernels
 from dit_sparse.adapters.attach import Attachment, scheduler_of, transformers_of
@@ -17,97 +14,17 @@ from dit_sparse.adapters.base import find_adapter
 from dit_sparse.adapters.fused import make_fusion
 from dit_sparse.adapters.steps import StepTracker
 from dit_sparse.engine import SparseMethod
+from dit_sparse.handle import Handle, handle_of, head_dim
 from dit_sparse.methods import MethodConfig, ModelInfo, make_method
 from dit_sparse.methods.profiled import Profiled, make_profiled
 from dit_sparse.patterns import Profile, load_profile, model_facts
 from dit_sparse.presets import PATTERN_SUFFIX, find_profile, load_preset
 from dit_sparse.runtime import Runtime
 from dit_sparse.state import State
-from dit_sparse.stats import Stats
 
 DEFAULT_METHOD = "mosaic"
 """The nearest to dense attention at equal time, see docs/methods.md."""
 ProfileLike = str | Path | Profile
-
-# Both weak: a handle reaches its transformer, whose hook keeps the attachment and with it the handle.
-_HANDLES: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Handle]] = weakref.WeakKeyDictionary()
-
-
-class Handle:
-    """Sparse attention that is attached to a pipeline or transformer.
-
-    Made by :func:`enable_sparse_attention`; ends with :meth:`disable`.
-    """
-
-    def __init__(self, runtimes: list[Runtime], attachments: list[Attachment], config: MethodConfig) -> None:
-        self._runtimes = runtimes
-        self._attachments = attachments
-        self.config = config
-
-    @property
-    def runtimes(self) -> tuple[Runtime, ...]:
-        """What runs the calls, one per transformer; for measurements."""
-        return tuple(self._runtimes)
-
-    @property
-    def active(self) -> bool:
-        """Whether it is still attached."""
-        return bool(self._attachments)
-
-    def stats(self) -> Stats:
-        """What the last generation computed: densities, dense calls with their reasons, kernels, carried
-        bytes."""
-        records = [record for runtime in self._runtimes for record in runtime.records]
-        return Stats.read(records, self._runtimes[0].state.peak_bytes)
-
-    def summary(self) -> str:
-        """The composition, where it is attached, and what the last generation computed, in a few lines."""
-        lines = []
-        for runtime, attachment in zip(self._runtimes, self._attachments):
-            method, layers = runtime.method, len(attachment.layers)
-            lines += [
-                f"{attachment.name}: {method.name} on {layers} self-attention layers of "
-                f"{type(attachment.transformer).__name__}",
-                *self._profile_lines(attachment.name),
-                f"  ordering  {method.ordering}",
-                f"  selector  {method.selector}",
-                f"  schedule  {method.schedule}",
-                f"  blocks    {method.block_size}, precision {', '.join(method.precisions)}",
-                *([f"  fusion    {attachment.fusion.summary()}"] if attachment.fusion else []),
-                f"  kernel    {_kernel_of(runtime, attachment.transformer)}",
-            ]
-        stats = self.stats()
-        if not stats.records:
-            return "\n".join([*lines, "nothing generated yet"])
-        sparse = stats.density_sparse_sites
-        lines.append(
-            f"last generation: density {stats.density_total:.3f} in total, "
-            + (f"{sparse:.3f} at the sparse calls" if sparse is not None else "no call ran sparse")
-        )
-        dense = ", ".join(f"{count} {reason}" for reason, count in stats.dense_sites.items()) or "none"
-        lines.append(f"  dense calls: {dense} of {len(stats.records)}")
-        lines.append(
-            f"  kernels: {', '.join(stats.backends) or 'none'}; carried state {stats.state_bytes:,} bytes"
-        )
-        return "\n".join(lines + [f"  fallback: {text}" for text in stats.fallbacks])
-
-    def _profile_lines(self, component: str) -> list[str]:
-        return [f"  {x}" for x in self.config.summary(component)] if isinstance(self.config, Profiled) else []
-
-    def reset(self) -> None:
-        """Forget carried state and records, as a new generation does by itself."""
-        for runtime in self._runtimes:
-            runtime.new_generation()
-        for attachment in self._attachments:
-            attachment.tracker.reset()
-
-    def disable(self) -> None:
-        """Detach; the model is bit-identical to before. Records stay readable. Calling it again does
-        nothing."""
-        for attachment in self._attachments:
-            attachment.detach()
-            _HANDLES.pop(attachment.transformer, None)
-        self._attachments = []
 
 
 def enable_sparse_attention(
@@ -163,7 +80,7 @@ def enable_sparse_attention(
     """
     transformers = transformers_of(pipe_or_transformer)
     for transformer in transformers.values():
-        if _handle_of(transformer) is not None:
+        if handle_of(transformer) is not None:
             raise ValueError(
                 f"sparse attention is enabled on this {type(transformer).__name__} already: "
                 "call disable_sparse_attention() first"
@@ -195,28 +112,19 @@ def enable_sparse_attention(
         if isinstance(config, Profiled):
             facts = model_facts(transformer, layers, name="", family=adapter.family, component=name)
             config.check(facts, bare=scheduler is None)
-        info = ModelInfo(adapter.family, len(layers), _head_dim(transformer), name)
+        info = ModelInfo(adapter.family, len(layers), head_dim(transformer), name)
         plans.append((transformer, name, adapter, Runtime(config.build(info), backend, strict, state)))
         fusions.append(make_fusion(fuse_norm_rope, layers))
     # Everything that can refuse has refused: from here on the model is changed.
     attachments = [Attachment(*plan, tracker, fusion) for plan, fusion in zip(plans, fusions)]
-    handle = Handle([plan[-1] for plan in plans], attachments, config)
-    for attachment in attachments:
-        attachment.owner = handle
-        _HANDLES[attachment.transformer] = weakref.ref(handle)
-    return handle
+    return Handle([plan[-1] for plan in plans], attachments, config)
 
 
 def disable_sparse_attention(pipe_or_transformer: Any) -> None:
     """Undo :func:`enable_sparse_attention`; does nothing where it is not enabled."""
     for transformer in transformers_of(pipe_or_transformer).values():
-        if (handle := _handle_of(transformer)) is not None:
+        if (handle := handle_of(transformer)) is not None:
             handle.disable()
-
-
-def _handle_of(transformer: nn.Module) -> Handle | None:
-    known = _HANDLES.get(transformer)
-    return None if known is None else known()
 
 
 @contextmanager
@@ -272,30 +180,9 @@ def _loaded(profile: ProfileLike) -> Profile:
     return load_profile(path)
 
 
-def _kernel_of(runtime: Runtime, transformer: Any) -> str:
-    """The kernel that runs for this transformer's tensors in blocks of 128 or as given, and why."""
-    if runtime.impl != "auto":
-        return f"{runtime.impl}, as asked for"
-    size = runtime.method.block_size
-    block = size if isinstance(size, int) else 128
-    weight, found = next(transformer.parameters()), dict[str, list[str]]()
-    for precision in runtime.method.precisions:
-        name, why = kernels.explain_backend(
-            weight.device, weight.dtype, _head_dim(transformer), (block, block), precision
-        )
-        found.setdefault(f"{name} ({why})", []).append(precision)
-    if len(found) == 1:
-        return f"auto: {next(iter(found))}"
-    return "auto: " + "; ".join(f"{kernel} for {', '.join(names)}" for kernel, names in found.items())
-
-
 def _check_backend(backend: str) -> None:
     found = kernels.available_backends()
     usable = ", ".join(["auto", *(name for name, state in found.items() if state == "available")])
     if backend != "auto" and found.get(backend) != "available":
         why = found.get(backend, "there is no such kernel")
         raise ValueError(f"backend={backend!r} cannot run here ({why}): use one of {usable}")
-
-
-def _head_dim(transformer: nn.Module) -> int:
-    return int(getattr(transformer.config, "attention_head_dim", 0))

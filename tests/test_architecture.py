@@ -31,7 +31,8 @@ BELOW = {
     "embedded": set(),
     "presets": set(),
     "_install": {"api"},
-    "api": {"adapters", "engine", "kernels", "methods", "patterns", "presets", "runtime", "state", "stats"},
+    "handle": {"adapters", "kernels", "methods", "runtime", "stats"},
+    "api": {"adapters", "engine", "handle", "kernels", "methods", "patterns", "presets", "runtime", "state"},
     "profiler": {
         "corrections",
         "layout",
