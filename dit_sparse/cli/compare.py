@@ -84,6 +84,7 @@ def compare(
     from dit_sparse.cli.progress import RunProgress
     from dit_sparse.report.comparison import Bench
     from dit_sparse.report.comparison_table import check_baseline, write_pages
+    from dit_sparse.report.evaluation_folder import writing_in
 
     quiet()
     texts = read_prompts(prompt_file, prompts)
@@ -113,8 +114,10 @@ def compare(
             observer=progress,
             command=shlex.join(["dit-sparse", *context.obj]),
         )
-        comparison = bench.run(candidates, densities or DENSITIES, floor=floor, layers=layers)
-    for path in write_pages(output, comparison, baseline):
+        with writing_in(output):
+            comparison = bench.run(candidates, densities or DENSITIES, floor=floor, layers=layers)
+            pages = write_pages(output, comparison, baseline)
+    for path in pages:
         print(path)
     for row, reason in bench.failures.items():
         typer.echo(f"{row} failed: {reason}", err=True)
@@ -129,18 +132,19 @@ def parse_candidates(specs: Sequence[str] | None, profiles: Sequence[str] | None
         ValueError: on a field without value, or what is given twice.
     """
     import dit_sparse
+    from dit_sparse.cli.options import check_fields
     from dit_sparse.report.comparison_rows import Candidate
 
-    methods = [
-        Candidate(spec, *parse_method(spec))
-        for spec in distinct(specs or ([] if profiles else dit_sparse.list_methods()), "--method")
-    ]
-    followed = [
-        Candidate(spec, None, fields, profile=name, density=_own_density(name))
-        for spec in distinct(profiles or (), "--profile")
-        for name, fields in [parse_method(spec)]
-    ]
-    return methods + followed
+    candidates = []
+    for spec in distinct(specs or ([] if profiles else dit_sparse.list_methods()), "--method"):
+        name, fields = parse_method(spec)
+        check_fields(fields, f"--method {spec}")
+        candidates.append(Candidate(spec, name, fields, density=fields.get("density")))
+    for spec in distinct(profiles or (), "--profile"):
+        name, fields = parse_method(spec)
+        own = fields.get("density", _own_density(name))
+        candidates.append(Candidate(spec, None, fields, profile=name, density=own))
+    return candidates
 
 
 def _own_density(profile: str) -> float | None:

@@ -180,14 +180,20 @@ def parse_configurations(
         ValueError: on a field without value, or on what is given twice.
     """
     from dit_sparse.api import DEFAULT_METHOD
+    from dit_sparse.cli.options import check_fields
     from dit_sparse.report.evaluation_folder import Configuration
 
     shared = options.sparse_call()
     kinds: list[tuple[str, dict[str, Any]]] = []
     for spec in distinct(methods or ([] if profiles else [DEFAULT_METHOD]), "--method"):
         name, fields = parse_method(spec)
+        check_fields(fields, f"--method {spec}")
         kinds.append((spec, {"method": name, **fields}))
-    kinds += [(profile, {"profile": profile}) for profile in distinct(profiles or (), "--profile")]
+    for spec in distinct(profiles or (), "--profile"):
+        name, fields = parse_method(spec)
+        kinds.append((spec, {"profile": name, **fields}))
+    if densities and (twice := [spec for spec, asked in kinds if "density" in asked]):
+        raise ValueError(f"density is given twice: by --density and by {twice[0]}")
     asked_for = [float(density) for density in distinct(map(str, densities or ()), "--density")]
     return [
         Configuration(

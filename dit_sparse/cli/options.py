@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dit_sparse.embedded import NAME as EMBEDDED_MODEL
 
+OWN_OPTIONS = frozenset({"method", "profile", "backend", "strict", "allow_resample"})
+"""What has an option of its own and is no field of a method."""
+NUMBERS = (
+    *("height", "width", "num_frames", "steps", "guidance", "seed", "fps"),
+    *("density", "dense_steps", "dense_layers", "min_tokens"),
+)
 _COMPONENT = re.compile(r"(transformer(?:_\d+)?)=(.+)")
 
 
@@ -28,9 +34,9 @@ class GenerateOptions(BaseModel):
     width: int | None = Field(default=None, ge=1)
     num_frames: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
-    guidance: float | None = Field(default=None, ge=0)
-    seed: int = Field(default=0, ge=0)
-    fps: float | None = Field(default=None, gt=0)
+    guidance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    fps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     method: str | None = None
     density: float | None = None
     dense_steps: int | float | list[int] | None = None
@@ -52,6 +58,21 @@ class GenerateOptions(BaseModel):
     lpips_weights: Path | None = None
     output: Path = Path("dit-sparse-out")
 
+    @field_validator(*NUMBERS, mode="before")
+    @classmethod
+    def _no_flag(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("input should be a number")
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _a_folder(cls, value: Path) -> Path:
+        for place in (value, *value.parents):
+            if place.exists() and not place.is_dir():
+                raise ValueError(f"{place} is a file, give a folder")
+        return value
+
     def sparse_call(self) -> dict[str, Any]:
         """Keyword arguments of ``enable_sparse_attention``; what is not given is left out."""
         given = {
@@ -64,6 +85,7 @@ class GenerateOptions(BaseModel):
         fields = {key: value for key, value in given.items() if value is not None}
         if twice := sorted(fields.keys() & self.set.keys()):
             raise ValueError(f"{twice[0]} is given twice: by its own option and by --set")
+        check_fields(self.set, "--set")
         if self.method is not None:
             fields["method"] = self.method
         if self.allow_resample:
@@ -91,7 +113,10 @@ def parse_scalar(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(f"cannot read the value {text!r} as YAML") from error
     if isinstance(value, str) and "," in value:
-        parts = [yaml.safe_load(part) for part in value.split(",")]
+        try:
+            parts = [yaml.safe_load(part) for part in value.split(",")]
+        except yaml.YAMLError:
+            return value
         if all(isinstance(part, (int, float)) for part in parts):
             return parts
     return value
@@ -118,6 +143,13 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"--set gives {key} twice")
         fields[key] = parse_scalar(value)
     return fields
+
+
+def check_fields(fields: Iterable[str], where: str) -> None:
+    """Raise ValueError where a name among a method's fields has an option of its own."""
+    for name in sorted(OWN_OPTIONS.intersection(fields)):
+        option = "--" + name.replace("_", "-")
+        raise ValueError(f"{where} gives {name}, which is no field of a method: use {option}")
 
 
 def parse_profiles(given: Sequence[str]) -> str | dict[str, str]:
@@ -148,6 +180,8 @@ def read_config(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config {path} is not UTF-8: {error}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -181,9 +215,17 @@ def resolve_options(command_line: Mapping[str, Any], config: Path | None = None)
     """
     merged = read_config(config) if config is not None else {}
     given = {key: value for key, value in command_line.items() if value is not None}
-    if given.get("set") and isinstance(merged.get("set"), dict):
-        given["set"] = {**merged["set"], **given["set"]}
+    settings = merged.get("set") or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"the config file's set must hold field: value lines, got {settings!r}")
+    if given.get("set"):
+        given["set"] = {**settings, **given["set"]}
+    for one, other in (("method", "profile"), ("profile", "method")):
+        if one in given and other not in given:  # the command line wins over the file's either
+            merged.pop(other, None)
     merged.update(given)
+    if isinstance(merged.get("dense_steps"), str):
+        merged["dense_steps"] = parse_scalar(merged["dense_steps"])
     if merged.get("prompt") is None:
         raise ValueError('a prompt is missing: dit-sparse generate "a red circle bouncing"')
     try:
@@ -195,6 +237,6 @@ def resolve_options(command_line: Mapping[str, Any], config: Path | None = None)
             raise ValueError(
                 f"the config file sets {option[2:]!r}, which is no option of generate"
             ) from error
-        raise ValueError(
-            f"{option}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-        ) from error
+        said = first["msg"].removeprefix("Value error, ")
+        given_value = str(first["input"]) if isinstance(first["input"], Path) else first["input"]
+        raise ValueError(f"{option}: {said[0].lower()}{said[1:]}, got {given_value!r}") from error

@@ -23,7 +23,7 @@ class Candidate:
         method: name; None for a profile.
         fields: of the method or profile, beside the shared ones.
         profile: name or path of a preset or pattern file.
-        density: the one that a pattern file was made for; None for what takes any.
+        density: its own: that among the fields, or what a pattern file was made for; None for what takes any.
     """
 
     label: str
@@ -35,8 +35,8 @@ class Candidate:
     def rows(self, densities: Sequence[float]) -> dict[float, dict[str, Any]]:
         """By density of its rows: what ``enable_sparse_attention`` is given for them.
 
-        A pattern file stands beside the nearest of ``densities`` that is within :data:`EQUAL` of its own,
-        else alone.
+        What has its own density stands beside the nearest of ``densities`` that is within :data:`EQUAL`
+        of it, else alone.
         """
         kind = {"method": self.method} if self.profile is None else {"profile": self.profile}
         if self.density is None:

@@ -152,22 +152,30 @@ def read_setup(path: Path) -> EvaluationSetup:
 
 @contextmanager
 def writing_in(path: Path) -> Iterator[None]:
-    """Keep every other evaluation out of a folder; the system lets go when the process ends, however it ends.
+    """Keep every other evaluation and comparison out of a folder; the system lets go when the process ends,
+    however it ends.
 
     Raises:
         ValueError: if one writes there now.
     """
     import fcntl
 
+    made = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     with (path / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(
-                f"another evaluation writes in {path}: wait for it, or give another --output"
+                f"another command writes in {path}: wait for it, or give another --output"
             ) from error
-        yield
+        try:
+            yield
+        except BaseException:
+            if made and [place.name for place in path.iterdir()] == [".lock"]:  # nothing came of it
+                (path / ".lock").unlink()
+                path.rmdir()
+            raise
 
 
 def save_run(folder: Path, run: Run) -> None:

@@ -8,6 +8,7 @@ from test_commands import error_line, run
 
 from dit_sparse.cli.compare import parse_candidates, read_prompts
 from dit_sparse.report.comparison_schema import Comparison
+from dit_sparse.report.evaluation_folder import writing_in
 
 SMALL = ["--height", "32", "--width", "32", "--num-frames", "9", "--steps", "2", "--prompts", "1"]
 METHODS = ["--method", "draft:block_size=16", "--method", "svg2:score=mean_key,block_size=16"]
@@ -20,7 +21,7 @@ def test_a_comparison_and_its_resumption(tmp_path):
     names = {"comparison.json", "comparison.md"} | {
         f"quality_{cost}.{suffix}" for cost in ("density", "time") for suffix in ("png", "svg")
     }
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} == names | {".lock"}
     assert str(tmp_path / "comparison.md") in result.stdout.replace("\n", "")
     first = Comparison.model_validate_json((tmp_path / "comparison.json").read_text())
     assert [row.label for row in first.rows if row.kind == "method"] == METHODS[1::2]
@@ -101,3 +102,22 @@ def test_profiles_stand_beside_methods():
     assert (pattern.method, pattern.profile, pattern.density) == (None, "tiny-wan/balanced", 0.25)
     assert pattern.fields == {"correction": "residual"}
     assert (preset.profile, preset.density) == ("wan2.1-1.3b/fast", None)
+
+
+def test_a_method_with_a_density_of_its_own_has_one_row():
+    """Beside the asked density that it is equal to, or alone: never under one that it did not run at."""
+    (candidate,) = parse_candidates(["svg2:density=0.5"])
+    assert candidate.rows([0.5, 0.3]) == {0.5: {"method": "svg2", "density": 0.5}}
+    assert list(candidate.rows([0.3, 0.2])) == [0.5]
+
+
+@pytest.mark.parametrize("spec", ["svg2:method=draft", "svg2:backend=reference", "svg2:profile=x"])
+def test_what_is_no_field_of_a_method_is_refused(spec):
+    with pytest.raises(ValueError, match="which is no field of a method: use --"):
+        parse_candidates([spec])
+
+
+def test_two_comparisons_do_not_write_in_one_folder(tmp_path):
+    with writing_in(tmp_path):
+        line = error_line(run("compare", *SMALL, *METHODS, "--density", "0.5", "--output", str(tmp_path)))
+    assert "another command writes in" in line

@@ -172,7 +172,7 @@ def test_two_writers_in_one_folder_are_refused(finished):
     from dit_sparse.report.evaluation_folder import writing_in
 
     with writing_in(finished[1]):
-        assert "another evaluation writes in" in error_line(run(*finished[0], "--output", str(finished[1])))
+        assert "another command writes in" in error_line(run(*finished[0], "--output", str(finished[1])))
 
 
 def test_two_processes_give_the_same_bytes(finished, tmp_path):
@@ -279,3 +279,11 @@ def _parts(model):
         schema.FloorResult,
         schema.Failure,
     )
+
+
+def test_a_density_given_twice_is_refused():
+    options = GenerateOptions(prompt="x")
+    with pytest.raises(ValueError, match="density is given twice"):
+        parse_configurations(options, ["svg2:density=0.5"], None, [0.3])
+    (made,) = parse_configurations(options, None, ["tiny-wan/fast:allow_resample=true"], None)
+    assert (made.asked["profile"], made.asked["allow_resample"]) == ("tiny-wan/fast", True)

@@ -108,3 +108,41 @@ def test_raw_parameters_of_the_command():
     assert options.compile
     assert options.set == {"a": 1}
     assert (options.dense_steps, options.dense_layers) == (0.2, "0-1")
+
+
+@pytest.mark.parametrize(
+    ("content", "given", "message"),
+    [
+        ("density: true", {}, "--density: input should be a number, got True"),
+        ("seed: true", {}, "--seed: input should be a number"),
+        ("seed: 99999999999999999999999", {}, "--seed: input should be less than"),
+        ("guidance: .inf", {}, "--guidance: input should be a finite number"),
+        ("set: [1]", {"set": {"top_p": 0.9}}, "the config file's set must hold field: value lines"),
+        ("set: {method: svg2}", {"method": "draft"}, "--set gives method.*use --method"),
+        ("set: {allow_resample: true}", {}, "--set gives allow_resample.*use --allow-resample"),
+    ],
+)
+def test_what_a_config_file_may_not_say(tmp_path, content, given, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        resolve_options({"prompt": "x", **given}, path).sparse_call()
+
+
+def test_a_config_file_takes_what_the_command_line_takes(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text('dense-steps: "0,1"\nmethod: svg2')
+    options = resolve_options({"prompt": "x", "profile": "tiny-wan/fast"}, path)
+    assert options.dense_steps == [0, 1]
+    assert (options.method, options.profile) == (None, "tiny-wan/fast")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"--output: .*file is a file, give a folder"):
+            resolve_options({"prompt": "x", "output": output})
+
+
+def test_text_that_is_no_list_stays_text():
+    assert parse_scalar("b,{") == "b,{"
