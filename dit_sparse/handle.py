@@ -123,4 +123,4 @@ def _kernel_of(runtime: Runtime, transformer: Any) -> str:
 
 def head_dim(transformer: nn.Module) -> int:
     """D, from the transformer's configuration."""
-    return int(getattr(transformer.config, "attentionhead_dim", 0))
+    return int(getattr(transformer.config, "attention_head_dim", 0))

@@ -35,6 +35,7 @@ from dit_sparse import SVG2, Draft
 from dit_sparse.adapters import find_adapter
 from dit_sparse.adapters.loading import compile_blocks
 from dit_sparse.engine import SparseMethod
+from dit_sparse.handle import head_dim
 from dit_sparse.methods import make_method
 from dit_sparse.schedule import Schedule
 from dit_sparse.selectors import TopK
@@ -164,6 +165,13 @@ def test_cogvideox_1_5_patches_time():
     with dit_sparse.sparse_attention(pipe, "svg2", density=1.0, **ALWAYS) as handle:
         torch.testing.assert_close(run(pipe, inputs), dense, rtol=1e-3, atol=1e-3)
         assert handle.stats().fallbacks == []
+
+
+@families
+def test_head_sizes_are_those_of_the_model(family):
+    """Methods and the summary's kernel go by them."""
+    transformer = FAMILIES[family][0]().transformer
+    assert head_dim(transformer) == transformer.config.attention_head_dim > 0
 
 
 def test_without_a_method_the_recommended_one_runs():
