@@ -95,17 +95,14 @@ class Runtime:
             obstacle = "gradients"
         if obstacle is None and q.shape[1] != call.layout.num_tokens:
             obstacle = "token_count"
-        planned = self.method.schedule.dense_reason(call.site, call.layout, call.num_layers)
-        if obstacle is not None or planned in ("dense_layer", "min_tokens"):
+        schedule = self.method.schedule
+        planned = schedule.dense_reason(call.site, call.layout, call.num_layers)
+        # A layer that is never sparse has nothing to learn for in the guard either.
+        if obstacle is not None or schedule.never_sparse(call.site.layer, call.layout, call.num_layers):
             if planned is None:
                 self.fall_back(call.site, obstacle or "")
             else:
                 self.records.append(SiteRecord(call.site, 1.0, planned, "dense"))
-            return call.dense()
-        if planned is not None and self.method.schedule.never_sparse(
-            call.site.layer, call.layout, call.num_layers
-        ):  # nothing to learn for
-            self.records.append(SiteRecord(call.site, 1.0, planned, "dense"))
             return call.dense()
         parts = self._parts(q, call)
         observed = any(p.wants(part.context) for p in self.method.observers for part in parts)

@@ -57,9 +57,13 @@ def test_inference_mode(family):
         assert handle.stats().fallbacks == []
 
 
+def noise():
+    """Latents of Wan's tiny inputs."""
+    return torch.randn(1, 16, 3, 10, 14, generator=torch.Generator().manual_seed(5))
+
+
 def other_run():
-    latents = torch.randn(1, 16, 3, 10, 14, generator=torch.Generator().manual_seed(5))
-    return wan_inputs() | {"num_inference_steps": STEPS, "latents": latents}
+    return wan_inputs() | {"num_inference_steps": STEPS, "latents": noise()}
 
 
 def test_a_pipeline_with_another_scheduler_starts_anew():
@@ -112,7 +116,7 @@ def test_video_to_video_counts_its_own_steps(strength):
 def test_a_loop_that_only_borrows_the_timesteps():
     pipe = wan_pipeline()
     inputs = wan_inputs()
-    latents = torch.randn(1, 16, 3, 10, 14, generator=torch.Generator().manual_seed(5))
+    latents = noise()
     with dit_sparse.sparse_attention(pipe, **MOSAIC) as handle, torch.no_grad():
         pipe.scheduler.set_timesteps(STEPS)
         for timestep in pipe.scheduler.timesteps:
@@ -140,7 +144,7 @@ def test_a_dropped_pipeline_is_freed():
 
 def gradients(transformer):
     inputs = wan_inputs()
-    latents = torch.randn(1, 16, 3, 10, 14, generator=torch.Generator().manual_seed(5))
+    latents = noise()
     transformer.zero_grad()
     out = transformer(latents, torch.tensor([500]), inputs["prompt_embeds"], return_dict=False)[0]
     out.square().mean().backward()
@@ -177,7 +181,7 @@ def test_a_copy_is_refused_with_what_helps():
 
 def test_reset_starts_a_generation_on_a_bare_transformer():
     inputs = wan_inputs()
-    latents = torch.randn(1, 16, 3, 10, 14, generator=torch.Generator().manual_seed(5))
+    latents = noise()
     transformer = wan_pipeline().transformer
     texts = (inputs["prompt_embeds"], inputs["negative_prompt_embeds"])
 

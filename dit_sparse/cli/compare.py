@@ -23,7 +23,7 @@ from dit_sparse.cli.shared_options import (
     Prompts,
     Steps,
 )
-from dit_sparse.cli.workload import PROMPTS, distinct, parse_method, read_prompts, shared_setup
+from dit_sparse.cli.workload import PROMPTS, parse_specs, read_prompts, shared_setup
 
 if TYPE_CHECKING:
     from dit_sparse.cli.options import GenerateOptions
@@ -132,19 +132,16 @@ def parse_candidates(specs: Sequence[str] | None, profiles: Sequence[str] | None
         ValueError: on a field without value, or what is given twice.
     """
     import dit_sparse
-    from dit_sparse.cli.options import check_fields
     from dit_sparse.report.comparison_rows import Candidate
 
-    candidates = []
-    for spec in distinct(specs or ([] if profiles else dit_sparse.list_methods()), "--method"):
-        name, fields = parse_method(spec)
-        check_fields(fields, f"--method {spec}")
-        candidates.append(Candidate(spec, name, fields, density=fields.get("density")))
-    for spec in distinct(profiles or (), "--profile"):
-        name, fields = parse_method(spec)
-        own = fields.get("density", _own_density(name))
-        candidates.append(Candidate(spec, None, fields, profile=name, density=own))
-    return candidates
+    methods = specs or ([] if profiles else dit_sparse.list_methods())
+    return [
+        Candidate(spec, name, fields, density=fields.get("density"))
+        for spec, name, fields in parse_specs(methods, "--method")
+    ] + [
+        Candidate(spec, None, fields, profile=name, density=fields.get("density", _own_density(name)))
+        for spec, name, fields in parse_specs(profiles or (), "--profile")
+    ]
 
 
 def _own_density(profile: str) -> float | None:

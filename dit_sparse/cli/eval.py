@@ -35,7 +35,7 @@ from dit_sparse.cli.shared_options import (
     Strict,
     Warmup,
 )
-from dit_sparse.cli.workload import PROMPTS, distinct, parse_method, read_prompts, shared_setup
+from dit_sparse.cli.workload import PROMPTS, distinct, parse_specs, read_prompts, shared_setup
 
 if TYPE_CHECKING:
     from dit_sparse.cli.options import GenerateOptions
@@ -180,18 +180,15 @@ def parse_configurations(
         ValueError: on a field without value, or on what is given twice.
     """
     from dit_sparse.api import DEFAULT_METHOD
-    from dit_sparse.cli.options import check_fields
     from dit_sparse.report.evaluation_folder import Configuration
 
     shared = options.sparse_call()
-    kinds: list[tuple[str, dict[str, Any]]] = []
-    for spec in distinct(methods or ([] if profiles else [DEFAULT_METHOD]), "--method"):
-        name, fields = parse_method(spec)
-        check_fields(fields, f"--method {spec}")
-        kinds.append((spec, {"method": name, **fields}))
-    for spec in distinct(profiles or (), "--profile"):
-        name, fields = parse_method(spec)
-        kinds.append((spec, {"profile": name, **fields}))
+    given = {"method": methods or ([] if profiles else [DEFAULT_METHOD]), "profile": profiles or ()}
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        (spec, {kind: name, **fields})
+        for kind, specs in given.items()
+        for spec, name, fields in parse_specs(specs, f"--{kind}")
+    ]
     if densities and (twice := [spec for spec, asked in kinds if "density" in asked]):
         raise ValueError(f"density is given twice: by --density and by {twice[0]}")
     asked_for = [float(density) for density in distinct(map(str, densities or ()), "--density")]

@@ -199,8 +199,6 @@ def from_command_line(parameters: Mapping[str, Any]) -> GenerateOptions:
     config = given.pop("config")
     given["compile"] = given.pop("compile_")
     given["set"] = parse_settings(given.pop("settings") or ()) or None
-    if given["dense_steps"] is not None:
-        given["dense_steps"] = parse_scalar(given["dense_steps"])
     given["profile"] = parse_profiles(given["profile"]) if given["profile"] else None
     if given["dense_layers"] is not None:
         given["dense_layers"] = parse_layers(given["dense_layers"])

@@ -48,6 +48,21 @@ def parse_method(spec: str) -> tuple[str, dict[str, Any]]:
     return name, parse_settings(re.split(r",(?=[\w-]+=)", settings) if settings else ())
 
 
+def parse_specs(given: Iterable[str], option: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """What ``--method`` or ``--profile`` was given, as (spec, name, fields).
+
+    Raises:
+        ValueError: as :func:`parse_method` and :func:`distinct`, and for a method's field that is none.
+    """
+    from dit_sparse.cli.options import check_fields
+
+    found = [(spec, *parse_method(spec)) for spec in distinct(given, option)]
+    if option == "--method":
+        for spec, _, fields in found:
+            check_fields(fields, f"{option} {spec}")
+    return found
+
+
 def distinct(given: Iterable[str], option: str) -> list[str]:
     """``given`` as it is.
 
